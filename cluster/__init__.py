@@ -1,0 +1,1 @@
+"""What the platform means: values, decisions and ports. Nothing in this package imports Ray."""

@@ -1,0 +1,1 @@
+"""Who is asking, and the proofs that travel with a call."""

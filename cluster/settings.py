@@ -1,0 +1,137 @@
+"""Everything that an operator may set, read from the environment in this one file (`SOVEREIGN_*`).
+
+Settings, never live clients, cross a process boundary: `to_json` and `from_json` carry them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cluster.errors import ConfigurationError, FieldError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """One cluster's settings. Durations are seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="SOVEREIGN_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path(".sovereign"), description="Folder of all state of this cluster.")
+    host: str = Field("127.0.0.1", description="Address that every listener binds; anything but loopback needs `expose`.")
+    expose: bool = Field(False, description="Allow a `host` that is not loopback. Without it start is refused.")
+    http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP way in; the next free one is taken if it is busy.")
+    num_cpus: int = Field(0, ge=0, description="CPUs that agents may share on this node; 0 means all of the machine's.")
+    memory_bytes: int = Field(0, ge=0, description="Memory that agents may share on this node; 0 means 70 % of the machine's.")
+    gateway_replicas: int = Field(1, ge=1, description="Gateway processes on this node.")
+    warm_pool: int = Field(2, ge=0, le=64, description="Idle worker processes kept ready for agents that wake.")
+    queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
+    lake_url: str = Field(
+        "", description="Where usage and audit go: a `file://` URL or `s3://bucket/prefix`; empty means `<home>/lake`."
+    )
+    s3_endpoint: str = Field(
+        "", description="Endpoint of an S3-compatible store; empty means AWS. Credentials come from the usual AWS variables."
+    )
+    seal_interval_s: float = Field(
+        1.0, gt=0, description="How long facts wait in journals before they are sealed into a Parquet segment."
+    )
+    journal_sync_ms: int = Field(50, ge=1, description="Longest time until a written fact is forced to disk.")
+    policy_dir: Path = Field(PROJECT_ROOT / "policies", description="Folder of the Rego policies and their data.")
+    sandbox: Literal["auto", "bubblewrap", "process"] = Field(
+        "auto", description="How tools are confined; auto takes bubblewrap where it works."
+    )
+    search_url: str = Field(
+        "", description="A SearXNG-compatible search endpoint for the web_search tool; empty means the local corpus."
+    )
+    search_corpus: Path | None = Field(
+        None, description="Folder of text files that web_search looks in when there is no `search_url`."
+    )
+    local_model_url: str = Field(
+        "", description="OpenAI-compatible endpoint behind `local:` models; set by `sovereign up --local-model`."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line that is written.")
+
+    @classmethod
+    def load(cls, **overrides: object) -> Settings:
+        """Read the environment, with `overrides` on top; raises ConfigurationError that names each wrong setting."""
+        try:
+            settings = cls(**overrides)  # type: ignore[arg-type]  # pydantic checks each override
+        except ValidationError as e:
+            fields = [FieldError("SOVEREIGN_" + ".".join(map(str, x["loc"])).upper(), x["msg"]) for x in e.errors()]
+            raise ConfigurationError("A setting is wrong.", errors=fields) from None
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+    def to_json(self) -> str:
+        """Return these settings as JSON for another process."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Return the settings that `to_json` wrote; the environment is not read."""
+        return cls.model_construct(**dict(_Plain(**json.loads(text))))
+
+    @property
+    def run_dir(self) -> Path:
+        """The short folder (0700) of this cluster's sockets; a Unix socket path has 107 bytes in all."""
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:10]
+        return Path(tempfile.gettempdir()) / f"sov-{os.getuid()}-{digest}"
+
+    @property
+    def state_path(self) -> Path:
+        """What is running: written by `up`, read by everything that looks for the cluster."""
+        return self.home / "cluster.json"
+
+    @property
+    def journal_dir(self) -> Path:
+        """The node's journals, one folder per writer."""
+        return self.home / "journal"
+
+    @property
+    def coordination_path(self) -> Path:
+        """The SQLite file behind the embedded coordination port."""
+        return self.home / "coordination.sqlite"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Agents' conversations, one SQLite file per agent."""
+        return self.home / "checkpoints"
+
+    @property
+    def secret_dir(self) -> Path:
+        """Folder (0700) of the files (0600) that hold secrets."""
+        return self.home / "secrets"
+
+    @property
+    def log_dir(self) -> Path:
+        """JSON logs of the platform's processes."""
+        return self.home / "logs"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """The files that the processes of this node merge their metrics through."""
+        return self.home / "metrics"
+
+    @property
+    def lake(self) -> str:
+        """The lake's URL."""
+        return self.lake_url or (self.home / "lake").as_uri()
+
+
+class _Plain(Settings):
+    """The same fields without any source but the document."""
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # the other sources are left out on purpose
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: object
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
