@@ -1,0 +1,43 @@
+"""One call of an agent: what is asked, and the meter that counts what answering it took."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a caller asks of an agent."""
+
+    invocation_id: str
+    # OpenAI chat messages, already checked: {"role": "system"|"user"|"assistant"|"tool", "content": str, …}.
+    messages: list[dict[str, Any]]
+    # With a thread the conversation is kept in the checkpointer and `messages` holds only what is new.
+    thread_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+
+
+@dataclass(slots=True)
+class CallMeter:
+    """What one call has used so far. Token classes are disjoint; their sum is what the provider counted."""
+
+    model: str = ""
+    tokens_input_uncached: int = 0
+    tokens_cache_read: int = 0
+    tokens_cache_write: int = 0
+    tokens_output: int = 0
+    tokens_reasoning: int = 0
+    model_calls: int = 0
+    tool_calls: int = 0
+    # CPU of sandboxed children, in microseconds, from wait4's own accounting.
+    child_cpu_us: int = 0
+    finish_reason: str = "stop"
+    # The provider's usage objects as they came, one a model call.
+    provider_usage: list[dict[str, Any]] = field(default_factory=list)
+
+
+# The meter of the call that the running task works for; tools and models find it here.
+CURRENT_METER: ContextVar[CallMeter] = ContextVar("sovereign_call_meter")
