@@ -1,0 +1,19 @@
+"""Where conversations live between calls: a port, and one SQLite file per agent behind it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+
+class CheckpointStore(Protocol):
+    """An agent's conversations. Fails closed: a conversation that cannot be read or written fails its call."""
+
+    async def saver(self) -> BaseCheckpointSaver[Any]:
+        """Return LangGraph's saver, opening it on the first use; raises StorageError when it cannot be opened."""
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened; does nothing otherwise."""
+        ...
