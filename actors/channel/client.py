@@ -1,0 +1,346 @@
+"""The caller's end of the channel: many calls at once over one connection to one agent."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_
+from collections import deque
+
+from actors.channel.connection import PING_INTERVAL_S, Connection, ProtocolViolationError, error_of
+from actors.channel.frames import (
+    CALL_HEAD,
+    CREDIT,
+    DEFAULT_MAX_FRAME,
+    FLAG_STREAM,
+    MAX_DEADLINE_MS,
+    MAX_STREAM_ID,
+    Frame,
+    FrameType,
+)
+from cluster.errors import (
+    AgentLostError,
+    DeadlineExceededError,
+    OverloadedError,
+    PayloadTooLargeError,
+    SovereignError,
+    UnavailableError,
+)
+from cluster.identity.grants import SessionGrant
+
+# Chunks of one stream that may be on their way or unread; half of them are granted again at a time.
+WINDOW_CHUNKS = 32
+_CALL, _CHUNK, _RESULT, _ERROR, _CANCEL, _CREDIT = (
+    FrameType.CALL,
+    FrameType.CHUNK,
+    FrameType.RESULT,
+    FrameType.ERROR,
+    FrameType.CANCEL,
+    FrameType.CREDIT,
+)
+
+
+class _Pending:
+    """A call under way: its end is `done`, its timer is the caller's own deadline."""
+
+    __slots__ = ("done", "timer")
+
+    def __init__(self, done: asyncio.Future[bytes], timer: asyncio.TimerHandle) -> None:
+        self.done = done
+        self.timer = timer
+
+    def on_chunk(self, chunk: bytes) -> None:
+        raise ProtocolViolationError("Chunks came for a call that did not ask for a stream.")
+
+    def on_result(self, body: bytes) -> None:
+        if not self.done.done():
+            self.done.set_result(body)
+
+    def on_error(self, error: SovereignError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class CallStream:
+    """The chunks of a streamed call, as an async iterator; `result` holds the end of the answer after the last chunk.
+
+    Leaving early stops the agent's work: by `aclose`, by the end of `async with`, or by cancelling a task that waits here.
+    """
+
+    def __init__(self, connection: _ClientConnection) -> None:
+        self._connection = connection
+        self._id = 0
+        self._chunks: deque[bytes] = deque()
+        # Chunks that the agent may still send; below zero it broke the protocol.
+        self._credit = WINDOW_CHUNKS
+        self._taken = 0
+        self._result: bytes | None = None
+        self._error: SovereignError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def result(self) -> bytes:
+        """The body of the RESULT frame; raises RuntimeError before the stream has ended well."""
+        if self._result is None:
+            raise RuntimeError("the stream has not ended")
+        return self._result
+
+    def __aiter__(self) -> CallStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._result is not None:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+        self._taken += 1
+        if self._taken * 2 >= WINDOW_CHUNKS and self._open:
+            self._credit += self._taken
+            self._connection.send(_CREDIT, self._id, CREDIT.pack(self._taken))
+            self._taken = 0
+        return self._chunks.popleft()
+
+    async def aclose(self) -> None:
+        """Give the call up: the agent stops its work. Does nothing after the end."""
+        if self._open:
+            self._error = AgentLostError("The stream was closed before its end.")
+            self._connection.give_up(self._id)
+
+    async def __aenter__(self) -> CallStream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    @property
+    def _open(self) -> bool:
+        return self._result is None and self._error is None
+
+    def on_chunk(self, chunk: bytes) -> None:
+        """Keep a chunk until it is read."""
+        self._credit -= 1
+        if self._credit < 0:
+            raise ProtocolViolationError("The agent sent more chunks than it had credit for.")
+        self._chunks.append(chunk)
+        self._wake()
+
+    def on_result(self, body: bytes) -> None:
+        """End well."""
+        self._result = body
+        self._wake()
+
+    def on_error(self, error: SovereignError) -> None:
+        """End with an error, which comes after the chunks that were sent before it."""
+        if self._open:
+            self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class ChannelClient:
+    """A kept connection to one agent's process. It is never reopened: after a loss, resolve the agent again."""
+
+    def __init__(self, connection: _ClientConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def connect(
+        cls,
+        host: str,
+        port: int,
+        *,
+        ssl: ssl_.SSLContext | None = None,
+        max_pending: int = 256,
+        max_frame: int = DEFAULT_MAX_FRAME,
+        ping_interval_s: float = PING_INTERVAL_S,
+        timeout_s: float = 5.0,
+    ) -> ChannelClient:
+        """Connect and exchange limits within `timeout_s` seconds; raises UnavailableError, and then nothing was started."""
+        loop = asyncio.get_running_loop()
+        connection: _ClientConnection | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: _ClientConnection(max_pending, max_frame, ping_interval_s), host, port, ssl=ssl
+                )
+                await connection.ready
+        except (OSError, TimeoutError) as e:
+            if connection is not None:
+                connection.kill()
+            reason = "it did not answer in time" if isinstance(e, TimeoutError) else str(e)
+            raise UnavailableError(f"No agent answers at {host}:{port}: {reason}.", hint="Ask the directory again.") from None
+        except BaseException:
+            if connection is not None:
+                connection.kill()
+            raise
+        return cls(connection)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone; every later call raises AgentLostError."""
+        return self._connection.closed
+
+    @property
+    def pending(self) -> int:
+        """Calls under way, with those given up that the agent has not ended yet."""
+        return len(self._connection.calls) + len(self._connection.given_up)
+
+    async def call(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> bytes:
+        """Return the agent's answer to `payload`.
+
+        Raises what the agent raised; DeadlineExceededError after `deadline_s` seconds; OverloadedError when the connection
+        carries as many calls as it may; PayloadTooLargeError; AgentLostError when the connection is lost, at once.
+        Cancelling the task that waits here stops the agent's work.
+        """
+        connection = self._connection
+        if not connection.has_room:
+            await connection.room()
+        loop = connection.loop
+        done: asyncio.Future[bytes] = loop.create_future()
+        stream = connection.open(payload, grant, deadline_s, 0, 0)
+        timer = loop.call_later(deadline_s, connection.expire, stream, deadline_s)
+        connection.calls[stream] = _Pending(done, timer)
+        try:
+            return await done
+        except asyncio.CancelledError:
+            connection.give_up(stream)
+            raise
+
+    def stream(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> CallStream:
+        """Start a call and return the stream of its chunks; the errors of `call` come from the iterator, or from here."""
+        connection = self._connection
+        stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
+        call = CallStream(connection)
+        call._id = stream
+        call.timer = connection.loop.call_later(deadline_s, connection.expire, stream, deadline_s)
+        connection.calls[stream] = call
+        return call
+
+    async def close(self) -> None:
+        """Close the connection; what is under way ends with AgentLostError here and is cancelled at the agent."""
+        connection = self._connection
+        connection.close("The caller closed the connection.")
+        await asyncio.wait([connection.lost], timeout=2.0)
+        if not connection.lost.done():
+            connection.kill()
+
+
+class _ClientConnection(Connection):
+    """The frames of one caller's connection."""
+
+    is_client = True
+    greeting_bytes = 16 << 10  # a server that is full says so instead of HELLO
+
+    def __init__(self, max_pending: int, max_frame: int, ping_interval_s: float) -> None:
+        super().__init__(max_frame=max_frame, ping_interval_s=ping_interval_s)
+        self.loop = self._loop
+        self.calls: dict[int, _Pending | CallStream] = {}
+        # Calls that this end gave up and the agent has not ended yet: they still hold a place there.
+        self.given_up: set[int] = set()
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        # Looked at even if nobody waits any more, or the loop would complain of an exception never retrieved.
+        self.ready.add_done_callback(lambda f: f.cancelled() or f.exception())
+        self._max_pending = max_pending
+        self._peer_max_frame = 0
+        self._last_id = 0
+        self._why = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.say_hello(self._max_pending)
+
+    def on_hello(self, max_frame: int, max_streams: int) -> None:
+        self._peer_max_frame = max_frame
+        self._max_pending = min(self._max_pending, max_streams)
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def on_frame(self, frame: Frame) -> None:
+        type_, _, stream, body = frame
+        if stream == 0 and type_ == _ERROR:
+            self.close(error_of(body).detail)
+            return
+        call = self.calls.get(stream)
+        if call is None:
+            self._on_late(frame)
+        elif type_ == _RESULT:
+            self._ended(stream, call).on_result(body)
+        elif type_ == _CHUNK:
+            call.on_chunk(body)
+        elif type_ == _ERROR:
+            self._ended(stream, call).on_error(error_of(body))
+        else:
+            raise ProtocolViolationError(f"An agent does not send {FrameType(type_).name} frames.")
+
+    def on_lost(self, why: str) -> None:
+        self._why = why
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError(why))
+        calls, self.calls = self.calls, {}
+        self.given_up.clear()
+        for call in calls.values():
+            if call.timer is not None:
+                call.timer.cancel()
+            call.on_error(self._lost_error())
+
+    def open(self, payload: bytes, grant: SessionGrant, deadline_s: float, flags: int, credit: int) -> int:
+        """Sign and queue a CALL frame, and return its stream."""
+        if self.closed:
+            raise self._lost_error()
+        if len(self.calls) + len(self.given_up) >= self._max_pending:
+            raise OverloadedError(f"The connection to the agent carries {self._max_pending} calls, which is its bound.")
+        if deadline_s <= 0:
+            raise DeadlineExceededError("The call's deadline passed before it was sent.")
+        deadline_ms = max(int(min(deadline_s * 1000, MAX_DEADLINE_MS)), 1)
+        signed = grant.sign(payload, deadline_ms=deadline_ms, flags=flags)
+        size = CALL_HEAD.size + len(signed) + len(payload)
+        if size > min(self._max_frame, self._peer_max_frame):
+            raise PayloadTooLargeError(f"The call has {size} bytes; the agent takes {self._peer_max_frame}.")
+        stream = self._last_id = self._next_id()
+        self.send(_CALL, stream, CALL_HEAD.pack(deadline_ms, len(signed), credit) + signed + payload, flags)
+        return stream
+
+    def expire(self, stream: int, deadline_s: float) -> None:
+        """End a call by this end's own clock."""
+        if (call := self.calls.get(stream)) is not None:
+            self.give_up(stream)
+            call.on_error(DeadlineExceededError(f"The agent did not answer within {deadline_s:g} s."))
+
+    def give_up(self, stream: int) -> None:
+        """Tell the agent to stop a call that nobody waits for any more."""
+        if (call := self.calls.pop(stream, None)) is not None:
+            if call.timer is not None:
+                call.timer.cancel()
+            self.given_up.add(stream)
+            self.send(_CANCEL, stream)
+
+    def _ended(self, stream: int, call: _Pending | CallStream) -> _Pending | CallStream:
+        del self.calls[stream]
+        if call.timer is not None:
+            call.timer.cancel()
+        return call
+
+    def _on_late(self, frame: Frame) -> None:
+        if frame.stream not in self.given_up:
+            raise ProtocolViolationError(f"A frame for stream {frame.stream} came, which is not open.")
+        if frame.type in (_RESULT, _ERROR):
+            self.given_up.discard(frame.stream)
+
+    def _next_id(self) -> int:
+        stream = self._last_id % MAX_STREAM_ID + 1
+        while stream in self.calls or stream in self.given_up:
+            stream = stream % MAX_STREAM_ID + 1
+        return stream
+
+    def _lost_error(self) -> AgentLostError:
+        return AgentLostError(f"The agent's process ended, or cannot be reached. {self._why}", hint="Ask the directory again.")
