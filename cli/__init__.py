@@ -1,0 +1,1 @@
+"""The `sovereign` command: it imports every other room, and none imports it."""

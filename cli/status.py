@@ -1,0 +1,69 @@
+"""`sovereign status`: what runs under this home, and what of it is only advisory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.exit_codes import ExitCode
+from cli.http import ApiClient
+from cli.options import Home, Json, settings_of
+from cli.output import OUTPUT, table
+from cluster.errors import SovereignError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def status(home: Home = None, as_json: Json = False) -> None:
+    """Say whether the cluster of this home runs, and how it is."""
+    from actors.topology import read_state
+
+    settings = settings_of(home)
+    state = read_state(settings)
+    if state is None or not state.alive:
+        data: dict[str, Any] = {"running": False, "home": str(settings.home)}
+        OUTPUT.result(data, lambda console: console.print(f"Nothing runs under {settings.home}", markup=False, highlight=False))
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+    data = {
+        "running": True,
+        "status": state.status,
+        "home": str(settings.home),
+        "http_url": state.http_url,
+        "cluster_id": state.cluster_id,
+        "pid": state.pid,
+        "started_at": state.started_at,
+        "ports": state.ports,
+    }
+    failure: SovereignError | None = None
+    if state.status == "ready":
+        try:
+            data["cluster"] = ApiClient(settings).request("GET", "/api/v1/status")
+        except SovereignError as e:
+            failure = e
+            data["error"] = e.to_problem()
+    OUTPUT.result(data, lambda console: _render(console, data))
+    if failure is not None or state.status != "ready":
+        if failure is not None and not OUTPUT.as_json:
+            OUTPUT.fail(failure)
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
+def _render(console: Console, data: dict[str, Any]) -> None:
+    rows = [[name, data[name]] for name in ("status", "http_url", "home", "cluster_id", "pid")]
+    rows += _flat(data.get("cluster") or {})
+    drawn = table(["", ""], rows)
+    drawn.show_header = False
+    console.print(drawn)
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> list[list[Any]]:
+    """Return the leaves of a document as [dotted name, value] rows."""
+    rows: list[list[Any]] = []
+    for name, value in document.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append([prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else value])
+    return rows

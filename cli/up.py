@@ -1,0 +1,168 @@
+"""`sovereign up` and `sovereign down`: one cluster per home, in the foreground or in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import Home, Json, settings_of
+from cli.output import OUTPUT
+from cluster.errors import SovereignError, UnavailableError, from_problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from actors.topology import ClusterState
+    from cluster.settings import Settings
+
+# Longer than any step of the supervisor, which gives up by itself and says which part did not come.
+READY_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the HTTP way in; the next free one if it is busy.")]
+LocalModel = Annotated[
+    bool | None,
+    typer.Option("--local-model/--no-local-model", help="Serve a small language model on this machine, as `local:smollm2`."),
+]
+Detach = Annotated[
+    bool, typer.Option("--detach/--foreground", help="Return when it is ready and let it run, or stay until Ctrl-C.")
+]
+
+
+def up(
+    detach: Detach = True, home: Home = None, http_port: Port = None, local_model: LocalModel = None, as_json: Json = False
+) -> None:
+    """Start a cluster on this machine, reachable from this machine only."""
+    settings = settings_of(home, http_port=http_port, local_model=local_model)
+    if detach:
+        _up_detached(settings)
+    else:
+        _up_here(settings)
+
+
+def down(home: Home = None, as_json: Json = False) -> None:
+    """Stop the cluster of this home: what `up` started, and nothing else."""
+    from actors import topology
+
+    settings = settings_of(home)
+    with OUTPUT.progress("stopping") as progress:
+        stopped = topology.stop(settings, timeout_s=STOP_TIMEOUT_S, on_progress=progress)
+    words = "Stopped. What it recorded stays under" if stopped else "Nothing was running under"
+    OUTPUT.result(
+        {"stopped": stopped, "home": str(settings.home)},
+        lambda console: console.print(f"{words} {settings.home}", markup=False, highlight=False, soft_wrap=True),
+    )
+
+
+def _up_here(settings: Settings) -> None:
+    from actors import topology
+
+    code = topology.run(settings, on_progress=OUTPUT.note, on_ready=lambda state: _announce(settings, state))
+    raise typer.Exit(code)
+
+
+def _up_detached(settings: Settings) -> None:
+    from actors import topology
+
+    running = topology.read_state(settings)
+    if running is not None and running.alive:
+        if running.status == "ready":
+            OUTPUT.note(f"a cluster already runs under {settings.home}")
+        else:
+            OUTPUT.note(f"a cluster is already {running.status} under {settings.home}")
+        _announce(settings, running)
+        return
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.log_dir.mkdir(exist_ok=True)
+    log = settings.log_dir / "up.log"
+    with log.open("ab") as stream:
+        begin = stream.tell()
+        child = subprocess.Popen(
+            _foreground(settings), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+    try:
+        state = _await_ready(settings, child, log, begin)
+    except BaseException:
+        # Whatever stopped us from waiting, nobody was told that it runs: end it the way `down` does.
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_TIMEOUT_S)
+        raise
+    _announce(settings, state)
+
+
+def _foreground(settings: Settings) -> list[str]:
+    # -P: a folder named `cli` where the operator happens to stand is not ours.
+    command = [sys.executable, "-P", "-m", "cli.main", "up", "--foreground", "--json"]
+    model = "--local-model" if settings.local_model else "--no-local-model"
+    return [*command, "--home", str(settings.home), "--http-port", str(settings.http_port), model]
+
+
+def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, begin: int) -> ClusterState:
+    from actors import topology
+
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with OUTPUT.progress("starting") as progress, log.open(errors="replace") as lines:
+        lines.seek(begin)
+        while time.monotonic() < deadline:
+            ended = child.poll()
+            for line in lines:
+                if line.startswith("· "):
+                    progress(line[2:].strip())
+            if ended is not None:
+                raise _why(log, begin, ended)
+            state = topology.read_state(settings)
+            if state is not None and state.pid == child.pid and state.status == "ready":
+                return state
+            time.sleep(POLL_S)
+    raise UnavailableError(f"The cluster was not ready within {READY_TIMEOUT_S:.0f} s.", hint=f"The whole log is in {log}.")
+
+
+def _why(log: Path, begin: int, code: int) -> SovereignError:
+    """Return the error that the child left as the last JSON line of its log."""
+    with log.open(errors="replace") as lines:
+        lines.seek(begin)
+        told = [line for line in lines if line.startswith('{"error"')]
+    if told:
+        with contextlib.suppress(ValueError):
+            return from_problem(json.loads(told[-1])["error"])
+    return UnavailableError(f"The cluster's supervisor ended with code {code}.", hint=f"The whole log is in {log}.")
+
+
+def _announce(settings: Settings, state: ClusterState) -> None:
+    key = settings.secret_dir / "api-key"
+    data: dict[str, Any] = {
+        "status": state.status,
+        "http_url": state.http_url,
+        "home": str(settings.home),
+        "api_key_file": str(key),
+        "pid": state.pid,
+        "local_model": settings.local_model,
+    }
+    flag = "" if settings.home == Path.cwd() / ".sovereign" else f" --home {os.path.relpath(settings.home)}"
+
+    def render(console: Console) -> None:
+        lines = [
+            f"Sovereign is {state.status} at {state.http_url}",
+            f"  register  sovereign agents register my-agent --capability market_analysis{flag}",
+            f'  call      sovereign invoke my-agent "What can you do?"{flag}',
+            f'  or HTTP   curl {state.http_url}/v1/chat/completions -H "Authorization: Bearer $(cat {key})" \\',
+            '              -H "Content-Type: application/json" \\',
+            """              -d '{"model": "my-agent", "messages": [{"role": "user", "content": "Hello"}]}'""",
+            f"  usage     sovereign usage{flag}",
+            f"  stop      sovereign down{flag}",
+        ]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+    OUTPUT.result(data, render)

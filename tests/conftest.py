@@ -1,0 +1,83 @@
+"""Every test run gets a folder of its own, and must end with nothing of it left: no process, no listener, no file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+# The run must not depend on what the operator of this machine has set.
+for _name in [name for name in os.environ if name.startswith("SOVEREIGN_") and name != "SOVEREIGN_SOAK"]:
+    del os.environ[_name]
+
+# Short, because the path of a Unix socket has 107 bytes in all and Ray takes most of them.
+RUN_FOLDER = Path(tempfile.mkdtemp(prefix="s-", dir="/tmp"))
+os.environ["TMPDIR"] = tempfile.tempdir = str(RUN_FOLDER)
+# Inherited by every process that a test starts, however deep. Not a SOVEREIGN_ name: those are replaced on the way.
+os.environ["TEST_RUN_ID"] = RUN_ID = secrets.token_hex(8)
+
+from tests.leftovers import foreign_files, marked_processes, open_listeners, wait_until_gone  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_before() -> set[tuple[str, int]]:
+    return open_listeners(set())
+
+
+@pytest.fixture(autouse=True)
+def _no_listener_beyond_loopback(_known_before: set[tuple[str, int]]) -> Iterator[None]:
+    """Fail the test after which a process of this run can be reached from another machine."""
+    yield
+    if open_listeners(_known_before):
+        ours = [line for pid in marked_processes(RUN_ID) for line in foreign_listeners_of(pid)]
+        assert not ours, f"reachable from other machines: {ours}"
+
+
+def foreign_listeners_of(pid: int) -> list[str]:
+    from actors.listeners import is_loopback, listeners
+
+    return [f"{x.address}:{x.port} (pid {pid})" for x in listeners([pid]) if not is_loopback(x.address)]
+
+
+# A skip whose reason says this is right on every machine of that kind, and no missing component.
+BY_DESIGN = "by design"
+LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test is a failed one, so that a component that is missing there is seen."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") == "true":
+        _, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+        if BY_DESIGN not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped in CI: {reason}"
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Look for what the run left behind, remove it, and fail the run that left it."""
+    left = session.config.stash[LEFT]
+    left += [f"process {p}" for p in wait_until_gone(RUN_ID, timeout_s=15)]
+    left += [f"file {p}" for p in foreign_files(RUN_FOLDER)]
+    shutil.rmtree(RUN_FOLDER, ignore_errors=True)
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[LEFT]:
+        terminalreporter.section("left behind by this run", red=True)
+        for line in config.stash[LEFT]:
+            terminalreporter.line(line, red=True)
