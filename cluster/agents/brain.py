@@ -145,15 +145,18 @@ class Brain:
 
     async def _in_thread(self, call: Call, thread_id: str) -> str:
         async with self._turns.turn(thread_id):
-            graph = self._threaded or await self._open_threaded()
-            return await self._turn(graph, call, {"configurable": {"thread_id": thread_id}})
+            store = self._checkpointer
+            if store is None:
+                raise ConfigurationError("This agent keeps no conversations, and the call names one.")
+            graph = self._threaded or await self._open_threaded(store)
+            answer = await self._turn(graph, call, {"configurable": {"thread_id": thread_id}})
+            await store.forget_steps(thread_id)
+            return answer
 
-    async def _open_threaded(self) -> Graph:
-        if self._checkpointer is None:
-            raise ConfigurationError("This agent keeps no conversations, and the call names one.")
+    async def _open_threaded(self, store: CheckpointStore) -> Graph:
         async with self._threaded_lock:
             if self._threaded is None:
-                self._threaded = self._compile(await self._checkpointer.saver())
+                self._threaded = self._compile(await store.saver())
             return self._threaded
 
     async def _turn(self, graph: Graph, call: Call, config: RunnableConfig | None) -> str:

@@ -1,4 +1,4 @@
-"""Where conversations live between calls: a port, and one SQLite file per agent behind it."""
+"""The port of an agent's conversations: what lives between its calls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class CheckpointStore(Protocol):
 
     async def saver(self) -> BaseCheckpointSaver[Any]:
         """Return LangGraph's saver, opening it on the first use; raises StorageError when it cannot be opened."""
+        ...
+
+    async def forget_steps(self, thread_id: str) -> None:
+        """Drop all of a conversation's checkpoints but the last, which holds all of its messages."""
         ...
 
     async def close(self) -> None:

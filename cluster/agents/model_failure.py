@@ -17,7 +17,7 @@ _SECRET = re.compile(
     | \b(?:sk|pk|rk|gsk|xai|ghp|hf|AKIA|ASIA|AIza)[-_]?[\w-]{12,}         # the usual keys' shapes
     | \beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?                             # a JWT
     | (?<=://)[^/\s:@]+:[^/\s@]+(?=@)                                    # user:password in a URL
-    | (?:api[-_]?key|token|secret|password|authorization)["']?\s*[:=]\s*["']?[^\s"',;&}]{4,}
+    | (?:api[-_]?key|token|secret|password|authorization)["']?\s*[:=]\s*["']?(?:bearer\s+|basic\s+)?[^\s"',;&}]{4,}
     """
 )
 
