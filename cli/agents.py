@@ -24,13 +24,13 @@ Listed = list[str] | None
 
 
 def _several(help_text: str, *names: str) -> Any:
-    return typer.Option(*names, help=f"{help_text} (may be given more than once).", show_default=False)
+    return typer.Option(*names, metavar="NAME", help=f"{help_text} (may be given more than once).", show_default=False)
 
 
 @app.command()
 def register(
     agent_id: Annotated[
-        str | None, typer.Argument(metavar="[AGENT]", help="The agent's id, unless the file names it.", show_default=False)
+        str | None, typer.Argument(metavar="AGENT", help="The agent's id, unless the file names it.", show_default=False)
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="A JSON or YAML file of the request; `-` reads it from stdin.")

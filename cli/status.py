@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def status(home: Home = None, as_json: Json = False) -> None:
-    """Say whether the cluster of this home runs, and how it is."""
+    """Say whether the cluster runs, and how it is."""
     from actors.topology import read_state
 
     settings = settings_of(home)

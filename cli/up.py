@@ -42,7 +42,7 @@ Detach = Annotated[
 def up(
     detach: Detach = True, home: Home = None, http_port: Port = None, local_model: LocalModel = None, as_json: Json = False
 ) -> None:
-    """Start a cluster on this machine, reachable from this machine only."""
+    """Start a cluster that only this machine can reach."""
     settings = settings_of(home, http_port=http_port, local_model=local_model)
     if detach:
         _up_detached(settings)
@@ -51,7 +51,7 @@ def up(
 
 
 def down(home: Home = None, as_json: Json = False) -> None:
-    """Stop the cluster of this home: what `up` started, and nothing else."""
+    """Stop what `up` started, and nothing else."""
     from actors import topology
 
     settings = settings_of(home)

@@ -25,7 +25,7 @@ def usage(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show what calls used: one row for each, newest first."""
+    """Show what calls used, newest first."""
     from cluster.lake.query import usage_rows
 
     begin = parse_since(since, datetime.now(UTC)) if since is not None else None

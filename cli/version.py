@@ -10,7 +10,7 @@ from cli.output import OUTPUT
 
 
 def version(as_json: Json = False) -> None:
-    """Say which version this is, and of what it is made."""
+    """Say which version this is."""
     parts = {name: metadata.version(name) for name in ("sovereign", "ray", "langchain", "langgraph", "pyarrow", "duckdb")}
     data = {**parts, "python": platform.python_version()}
     OUTPUT.result(
