@@ -45,6 +45,7 @@ def register(
     data_access: Annotated[str | None, typer.Option(help="Data access level, for example strategic_read_only.")] = None,
     model: Annotated[str | None, typer.Option(help="Model as provider:model, for example openai:gpt-4o.")] = None,
     max_iterations: Annotated[int | None, typer.Option(min=1, help="Model calls that one call of the agent may make.")] = None,
+    instructions: Annotated[str | None, typer.Option(help="What the agent is told before every call.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +63,12 @@ def register(
         resource_limits=resources,
     )
     body |= _given(
-        agent_id=agent_id, capabilities=capability, compliance_requirements=compliance, model=model, security_policy=policy
+        agent_id=agent_id,
+        capabilities=capability,
+        compliance_requirements=compliance,
+        model=model,
+        instructions=instructions,
+        security_policy=policy,
     )
     if "agent_id" not in body:
         raise InvalidRequestError("No agent is named.", hint="Give its id: sovereign agents register my-agent -c market_analysis")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import FieldError, InternalError, SovereignError, UnauthenticatedError, UnavailableError, from_problem
+from cluster.errors import InternalError, SovereignError, UnauthenticatedError, UnavailableError, from_problem
 
 if TYPE_CHECKING:
     import httpx
@@ -112,14 +112,8 @@ def _refusal(answer: httpx.Response) -> SovereignError:
 
 
 def _error_of(document: dict[str, Any], status: int) -> SovereignError:
-    """Return the error in a problem document, or in the shape that OpenAI's clients expect."""
+    """Return the error in a problem document, or in the shape of OpenAI's, whose message has the fields and the hint."""
     inner = document.get("error")
     if not isinstance(inner, dict):
         return from_problem(document)
-    if "detail" in inner:
-        return from_problem(inner)
-    fields = [FieldError(str(inner["param"]), "is wrong")] if inner.get("param") else []
-    problem = {"code": inner.get("code"), "detail": inner.get("message", f"The cluster answered {status}.")}
-    error = from_problem({**problem, "hint": inner.get("hint", "")})
-    error.errors = error.errors or tuple(fields)
-    return error
+    return from_problem({"code": inner.get("code"), "detail": inner.get("message", f"The cluster answered {status}.")})

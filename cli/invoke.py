@@ -29,7 +29,7 @@ def invoke(
     content = sys.stdin.read() if text == "-" else text
     body: dict[str, Any] = {"model": agent_id, "messages": [{"role": "user", "content": content}]}
     if conversation is not None:
-        body["conversation"] = conversation
+        body["metadata"] = {"conversation_id": conversation}
     if max_tokens is not None:
         body["max_completion_tokens"] = max_tokens
     client = ApiClient(settings_of(home))
