@@ -19,6 +19,10 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
+# Where the machine has certificates of its own (a proxy's, say), uv trusts them as every other program here does.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS := 1
+endif
 # A `uv run` ancestor makes Ray give every actor its own environment; nothing here runs under one, and this holds it.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 
