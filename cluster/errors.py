@@ -258,7 +258,8 @@ def _subclasses(cls: type[SovereignError]) -> list[type[SovereignError]]:
 
 def from_problem(problem: dict[str, Any]) -> SovereignError:
     """Return the error that `to_problem` wrote; an unknown code becomes `InternalError`."""
-    kinds = {c.code: c for c in reversed(_subclasses(SovereignError))}
+    # A kind comes before the kinds under it, and the root, which has InternalError's code, does not count.
+    kinds = {c.code: c for c in reversed(_subclasses(SovereignError)[1:])}
     kind = kinds.get(str(problem.get("code")), InternalError)
     fields = [FieldError(str(e.get("field")), str(e.get("message"))) for e in problem.get("errors", ())]
     return kind(

@@ -34,6 +34,8 @@ _PING, _PONG, _HELLO, _ERROR = FrameType.PING, FrameType.PONG, FrameType.HELLO, 
 class ProtocolViolationError(InvalidRequestError):
     """The peer sent a frame that the protocol does not allow here; its connection ends."""
 
+    code = "protocol_violation"
+
 
 class Connection(asyncio.Protocol):
     """One end of one connection. A subclass gives meaning to the frames."""

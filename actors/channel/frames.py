@@ -50,7 +50,7 @@ _SMALL = {
     FrameType.PING: 8,
     FrameType.PONG: 8,
 }
-_LIMITS: tuple[int, ...] = (-1, *(_SMALL.get(t, 1 << 32) for t in FrameType))
+_BOUNDS: tuple[int, ...] = (-1, *(_SMALL.get(t, 1 << 32) for t in FrameType))
 
 
 class Frame(NamedTuple):
@@ -107,10 +107,9 @@ class FrameDecoder:
             if not 1 <= type_ <= 9 or zero or flags > FLAG_STREAM:
                 self.fault = f"A frame of the unknown type {type_}, or with reserved bits set, came."
                 break
-            if length > self.limit or length > _LIMITS[type_]:
-                self.fault = (
-                    f"A {FrameType(type_).name} frame of {length} bytes is over the bound of its kind or of {self.limit} bytes."
-                )
+            bound = min(self.limit, _BOUNDS[type_])
+            if length > bound:
+                self.fault = f"A {FrameType(type_).name} frame of {length} bytes came; at most {bound} are taken."
                 break
             body = at + 12
             if size - body < length:
