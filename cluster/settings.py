@@ -56,8 +56,9 @@ class Settings(BaseSettings):
     search_corpus: Path | None = Field(
         None, description="Folder of text files that web_search looks in when there is no `search_url`."
     )
+    local_model: bool = Field(False, description="Serve the small local language model on this node, behind `local:` models.")
     local_model_url: str = Field(
-        "", description="OpenAI-compatible endpoint behind `local:` models; set by `sovereign up --local-model`."
+        "", description="OpenAI-compatible endpoint behind `local:` models; set by itself when `local_model` is on."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line that is written.")
 

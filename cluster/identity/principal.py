@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import orjson
+
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 
@@ -16,3 +18,14 @@ class Principal:
     project: ProjectId
     subject: str
     scopes: frozenset[Scope]
+
+    def to_json(self) -> str:
+        """Return this principal as JSON, for another process of the platform."""
+        names = sorted(self.scopes)
+        return orjson.dumps([self.tenant, self.project, self.subject, names]).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Principal:
+        """Return the principal that `to_json` wrote."""
+        tenant, project, subject, scopes = orjson.loads(text)
+        return cls(TenantId(tenant), ProjectId(project), subject, frozenset(Scope(s) for s in scopes))

@@ -1,0 +1,190 @@
+"""One live agent: a Ray actor that holds a brain, listens on the channel, and writes each fact before it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from actors.agent_books import AgentBooks, CallBooks, outcome_of
+from actors.channel import ChannelServer, IncomingCall
+from actors.start_order import StartOrder
+from actors.wire import CallAnswer, CallOrder
+from cluster.clock import SystemClock
+from cluster.identity.grants import GrantVerifier
+from cluster.journal.usage_event import Outcome
+from cluster.journal.writer import JournalWriter
+from cluster.telemetry.ecs_log import bind, configure_logging
+from cluster.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from cluster.agents.brain import Brain
+    from cluster.agents.enforcement import Enforcement
+
+# What a slow reader may leave unsent before the model has to wait for it.
+UNSENT_BYTES = 16 << 10
+
+
+class AgentActor:
+    """The process of one agent generation. Ray starts and supervises it; calls come over its own socket."""
+
+    def __init__(self) -> None:
+        self._agent: LiveAgent | None = None
+
+    async def start(self, order: bytes) -> bytes:
+        """Become the agent that `order` names; returns JSON `{"host", "port", "pid", "enforcement"}`."""
+        self._agent = await LiveAgent.start(StartOrder.from_bytes(order))
+        return json.dumps(self._agent.status()).encode()
+
+    async def status(self) -> bytes:
+        """Return JSON: address, pid, generation, calls under way, and what is enforced or only advisory."""
+        return json.dumps(self._agent.status() if self._agent else {"state": "blank"}).encode()
+
+    async def lives(self) -> None:
+        """Never return while this process lives: whoever awaits it learns of its end at once."""
+        await asyncio.Event().wait()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new calls, let running ones end for at most `timeout_s`, close the journal and exit."""
+        if self._agent is not None:
+            await self._agent.drain(timeout_s)
+        threading.Timer(0.05, os._exit, (0,)).start()  # after the answer has left
+
+
+class LiveAgent:
+    """What answers calls, once the process knows who it is."""
+
+    def __init__(self, order: StartOrder, books: AgentBooks, brain: Brain, enforcement: Enforcement) -> None:
+        self._order = order
+        self._books = books
+        self._brain = brain
+        self._enforcement = enforcement
+        self._port = 0
+        spec, settings = order.record.spec, order.settings
+        self._agent_id = str(spec.agent_id)
+        self._server = ChannelServer(
+            self._answer,
+            verifier=GrantVerifier(
+                order.agent_key, tenant=order.tenant, agent=spec.agent_id, generation=order.generation, clock=books.clock
+            ),
+            max_streams=settings.queue_limit,
+            max_frame=settings.max_body_bytes * 4,
+            on_refusal=books.refused_call,
+        )
+
+    @classmethod
+    async def start(cls, order: StartOrder) -> LiveAgent:
+        """Open the journal, build the brain, enforce what was declared, listen; returns the agent that answers."""
+        from cluster import wiring
+        from cluster.agents.enforcement import enforce
+
+        settings, resources = order.settings, order.record.spec.resources
+        configure_logging("agent", level=settings.log_level, directory=settings.log_dir)
+        clock = SystemClock()
+        journal = JournalWriter(
+            settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
+        )
+        books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
+        brain = wiring.build_brain(settings, order.tenant, order.record, on_refusal=books.refused_tool)
+
+        def end_over_limit(reason: str) -> None:
+            books.over_limit(reason)
+            os.kill(os.getpid(), signal.SIGKILL)  # at once: neighbours must not pay for it
+
+        enforcement = enforce(resources, name=f"{order.writer_id}.g{order.generation}", on_exceeded=end_over_limit)
+        agent = cls(order, books, brain, enforcement)
+        agent._port = await agent._server.start(settings.host)
+        return agent
+
+    def status(self) -> dict[str, Any]:
+        """Return this agent's address and condition as JSON values."""
+        return {
+            "state": "live",
+            "agent_id": self._agent_id,
+            "tenant": self._order.tenant,
+            "generation": self._order.generation,
+            "host": self._order.settings.host,
+            "port": self._port,
+            "pid": os.getpid(),
+            "running": self._books.running,
+            "enforcement": self._enforcement.to_dict(),
+        }
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new calls, wait for running ones, and close the journal."""
+        await self._server.drain(timeout_s)
+        await self._server.close()
+        await self._brain.close()
+        self._enforcement.release()
+        self._books.close()
+
+    async def _answer(self, incoming: IncomingCall) -> bytes:
+        order = CallOrder.from_bytes(incoming.payload)
+        entry = CallBooks(self._books, order)
+        entry.admit()
+        with bind(request_id=order.request_id, tenant=self._order.tenant, agent=self._agent_id, trace_id=order.trace_id):
+            try:
+                text = await self._think(entry, incoming)
+            except BaseException as error:
+                entry.settle(outcome_of(error, past_deadline=entry.elapsed_us >= incoming.deadline_s * 1_000_000))
+                raise
+        usage = entry.settle(Outcome.OK)
+        return CallAnswer(text, entry.meter.finish_reason, entry.meter.model, usage).to_bytes()
+
+    async def _think(self, entry: CallBooks, incoming: IncomingCall) -> str:
+        if not incoming.stream:
+            return await self._brain.run(entry.call, entry.meter)
+        async with _ChunkPump(incoming) as pump:
+            async for piece in self._brain.stream(entry.call, entry.meter):
+                await pump.put(piece)
+        return ""
+
+
+class _ChunkPump:
+    """Sends a stream's text while the model goes on: what comes in during one send leaves together in the next."""
+
+    def __init__(self, incoming: IncomingCall) -> None:
+        self._incoming = incoming
+        self._held = bytearray()
+        self._wake = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.ensure_future(self._pump())
+
+    async def put(self, text: str) -> None:
+        """Add text; waits while more than UNSENT_BYTES are unsent; raises what sending raised."""
+        self._held += text.encode()
+        self._wake.set()
+        while len(self._held) > UNSENT_BYTES and not self._task.done():
+            self._sent.clear()
+            await self._sent.wait()
+        if self._task.done():
+            await self._task
+
+    async def _pump(self) -> None:
+        try:
+            while not (self._closing and not self._held):
+                await self._wake.wait()
+                self._wake.clear()
+                if self._held:
+                    piece = bytes(self._held)
+                    self._held.clear()
+                    await self._incoming.send_chunk(piece)
+                    self._sent.set()
+        finally:
+            self._sent.set()
+
+    async def __aenter__(self) -> _ChunkPump:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._closing = True
+        self._wake.set()
+        if kind is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        else:
+            await self._task

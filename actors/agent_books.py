@@ -1,0 +1,174 @@
+"""An agent's books: what it writes to its journal, and when. Two facts a call, one for each refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from actors.start_order import StartOrder
+from actors.wire import CallOrder, Usage
+from cluster.agents.call import Call, CallMeter
+from cluster.agents.cpu_accounting import CpuAccountant
+from cluster.clock import Clock
+from cluster.errors import CancelledCallError, DeadlineExceededError, SovereignError
+from cluster.identity.ids import uuid7
+from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
+from cluster.journal.fact import Fact, Stream
+from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
+from cluster.journal.writer import JournalWriter
+from cluster.telemetry.metrics import Metrics
+
+
+class AgentBooks:
+    """The journal of one agent generation, and the CPU and metrics that its calls are charged with."""
+
+    def __init__(self, order: StartOrder, journal: JournalWriter, metrics: Metrics, clock: Clock) -> None:
+        self.order = order
+        self.journal = journal
+        self.metrics = metrics
+        self.clock = clock
+        self.cpu = CpuAccountant()
+        # Calls that were admitted and are not settled.
+        self.running = 0
+
+    def refused_call(self, reason: str) -> None:
+        """Record that a call frame was refused before it reached the agent."""
+        self.metrics.refused(reason)
+        self._audit(AuditAction.CHANNEL_REFUSE, AuditOutcome.DENIED, reason)
+
+    def refused_tool(self, tool: str, reason: str) -> None:
+        """Record that a tool call was refused before it ran."""
+        self.metrics.refused("tool")
+        self._audit(AuditAction.TOOL_REFUSE, AuditOutcome.DENIED, reason, {"tool": tool[:80]})
+
+    def over_limit(self, reason: str) -> None:
+        """Record that this process ends itself because it took more than it declared."""
+        self._audit(AuditAction.LIFECYCLE_TRANSITION, AuditOutcome.FAILED, reason)
+
+    def close(self) -> None:
+        """Flush metrics and close the journal."""
+        self.metrics.flush()
+        self.journal.close()
+
+    def _audit(self, action: AuditAction, outcome: AuditOutcome, reason: str, detail: dict[str, Any] | None = None) -> None:
+        event = AuditEvent.new(
+            self.clock,
+            action,
+            outcome,
+            tenant_id=self.order.tenant,
+            actor=self.order.writer_id,
+            object_id=str(self.order.record.spec.agent_id),
+            reason=reason,
+            detail=detail,
+        )
+        self.journal.append(Fact(Stream.AUDIT, event.to_body()))
+
+
+class CallBooks:
+    """The books of one call: opened with one fact, closed with one fact."""
+
+    __slots__ = ("_books", "_event_id", "_order", "_started_mono_us", "_started_us", "call", "meter")
+
+    def __init__(self, books: AgentBooks, order: CallOrder) -> None:
+        self._books = books
+        self._order = order
+        self._event_id = uuid7()
+        self._started_us = books.clock.now_us()
+        self._started_mono_us = books.clock.monotonic_us()
+        self.meter = CallMeter(model=books.order.record.spec.model)
+        self.call = Call(
+            invocation_id=order.invocation_id,
+            messages=order.messages,
+            thread_id=order.thread_id,
+            max_output_tokens=order.max_output_tokens,
+            temperature=order.temperature,
+        )
+
+    @property
+    def elapsed_us(self) -> int:
+        """Microseconds since the call arrived."""
+        return self._books.clock.monotonic_us() - self._started_mono_us
+
+    def admit(self) -> None:
+        """Write the first fact: from here on the call ends settled or lost, whatever happens to this process."""
+        books, order = self._books, self._order
+        admitted = CallAdmitted(
+            event_id=self._event_id,
+            start_time=self._started_us,
+            tenant_id=books.order.tenant,
+            project_id=order.project_id,
+            agent_id=str(books.order.record.spec.agent_id),
+            agent_version=books.order.record.version,
+            invocation_id=order.invocation_id,
+            parent_invocation_id=order.parent_invocation_id or None,
+            trace_id=order.trace_id or None,
+            reservation_id=order.reservation_id or self._event_id,
+            model=books.order.record.spec.model,
+        )
+        books.journal.append(Fact(Stream.CALL, admitted.to_body()))
+        books.cpu.enter(self._event_id)
+        books.running += 1
+
+    def settle(self, outcome: Outcome) -> Usage:
+        """Write the last fact, before the caller hears anything, and return what it says was used."""
+        books, order, meter = self._books, self._order, self.meter
+        books.running -= 1
+        now_us = books.clock.now_us()
+        latency_us = self.elapsed_us
+        cpu_us = books.cpu.leave(self._event_id) + meter.child_cpu_us
+        resources = books.order.record.spec.resources
+        event = UsageEvent(
+            event_id=self._event_id,
+            kind=UsageKind.FINAL,
+            event_time=now_us,
+            start_time=self._started_us,
+            tenant_id=books.order.tenant,
+            project_id=order.project_id,
+            agent_id=str(books.order.record.spec.agent_id),
+            agent_version=books.order.record.version,
+            invocation_id=order.invocation_id,
+            parent_invocation_id=order.parent_invocation_id or None,
+            trace_id=order.trace_id or None,
+            reservation_id=order.reservation_id or self._event_id,
+            model=meter.model,
+            outcome=outcome,
+            billable=outcome is Outcome.OK or meter.model_calls > 0,
+            tokens_input_uncached=meter.tokens_input_uncached,
+            tokens_cache_read=meter.tokens_cache_read,
+            tokens_cache_write=meter.tokens_cache_write,
+            tokens_output=meter.tokens_output,
+            tokens_reasoning=meter.tokens_reasoning,
+            tool_calls=meter.tool_calls,
+            cpu_us=cpu_us,
+            reserved_cpu_milli_ms=resources.cpu_milli * latency_us // 1_000,
+            mem_mib_ms=(resources.memory_bytes >> 20) * latency_us // 1_000,
+            latency_us=latency_us,
+            queue_us=order.queue_us,
+            provider_usage_raw=json.dumps(meter.provider_usage) if meter.provider_usage else None,
+        )
+        books.journal.append(Fact(Stream.USAGE, event.to_body()))
+        books.metrics.call(books.order.tenant, outcome.value, latency_us)
+        return Usage(
+            tokens_input_uncached=meter.tokens_input_uncached,
+            tokens_cache_read=meter.tokens_cache_read,
+            tokens_cache_write=meter.tokens_cache_write,
+            tokens_output=meter.tokens_output,
+            tokens_reasoning=meter.tokens_reasoning,
+            tool_calls=meter.tool_calls,
+            cpu_us=cpu_us,
+            latency_us=latency_us,
+        )
+
+
+def outcome_of(error: BaseException, *, past_deadline: bool) -> Outcome:
+    """Return how a call ended that ended with `error`."""
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome.DEADLINE if past_deadline else Outcome.CANCELLED
+    if isinstance(error, DeadlineExceededError):
+        return Outcome.DEADLINE
+    if isinstance(error, CancelledCallError):
+        return Outcome.CANCELLED
+    if isinstance(error, SovereignError) and error.code in ("iteration_limit", "out_of_memory"):
+        return Outcome.LIMIT
+    return Outcome.FAILED

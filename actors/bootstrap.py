@@ -1,0 +1,106 @@
+"""The driver that creates the platform's parts on a fresh cluster, and the one that ends them in order.
+
+Run by the supervisor as `python -m actors.bootstrap start|stop <gcs address>`, with the settings and ports as JSON on
+standard input, never as arguments; what it prints on standard output is progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import ray
+from ray.exceptions import RayError
+
+from actors.governance import NAME as GOVERNANCE
+from actors.governance import start_governance
+from actors.local_model import start_local_model
+from actors.ray_environment import NAMESPACE, Ports
+from actors.shipper import shipper_name, start_shipper
+from cluster import wiring
+from cluster.errors import UnavailableError
+from cluster.settings import Settings
+
+READY_TIMEOUT_S = 60.0
+
+
+def start(settings: Settings, ports: Ports) -> None:
+    """Create shipper, governance, model and gateway, and return when a request gets through."""
+    _say("checking the object store")
+    wiring.check_object_store(settings)
+    wiring.ensure_first_api_key(settings)
+    node_id = ray.get_runtime_context().get_node_id()
+    _say("starting the shipper and governance")
+    shipper = start_shipper(settings, node_id, ports.node_metrics)
+    governance = start_governance(settings)
+    model = start_local_model(settings.host, ports.local_model) if settings.local_model else None
+    _say("starting the gateway")
+    _start_gateway(settings, ports)
+    ray.get(shipper.ready.remote(), timeout=READY_TIMEOUT_S)
+    ray.get(governance.ready.remote(), timeout=READY_TIMEOUT_S)
+    if model is not None:
+        _say("waiting for the local model")
+        ray.get(model.ready.remote(), timeout=READY_TIMEOUT_S)
+    _wait_until_ready(f"http://{settings.host}:{ports.http}/health/ready")
+
+
+def stop() -> None:
+    """Passivate agents, end the gateway, and ship what is left."""
+    from ray import serve
+
+    with contextlib.suppress(RayError, ValueError):
+        ray.get(ray.get_actor(GOVERNANCE, NAMESPACE).drain_all.remote(), timeout=12)
+    with contextlib.suppress(Exception):  # a Serve that is half down must not keep facts from being shipped
+        serve.delete("sovereign", _blocking=True)
+    with contextlib.suppress(RayError, ValueError):
+        node_id = ray.get_runtime_context().get_node_id()
+        ray.get(ray.get_actor(shipper_name(node_id), NAMESPACE).stop.remote(), timeout=8)
+
+
+def _start_gateway(settings: Settings, ports: Ports) -> None:
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from serve_apps.gateway import deployment
+
+    http = HTTPOptions(host=settings.host, port=ports.http, request_timeout_s=settings.call_timeout_s + 30)
+    serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
+    serve.run(deployment(settings), name="sovereign", route_prefix="/")
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    reason: object = ""
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):  # noqa: S310  # our own address
+                return
+        except (urllib.error.URLError, OSError) as e:
+            reason = e
+            time.sleep(0.05)
+    raise UnavailableError(f"{url} did not become ready: {reason}")
+
+
+def _say(what: str) -> None:
+    print(what, flush=True)  # the supervisor reads it
+
+
+def main() -> int:
+    """Run the verb of the command line; returns the exit code."""
+    verb, address = sys.argv[1:]
+    request = json.load(sys.stdin)
+    settings, ports = Settings.from_json(request["settings"]), Ports(**request["ports"])
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+    if verb == "start":
+        start(settings, ports)
+    else:
+        stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The Python client for code that runs inside the cluster: jobs, workflows, operators' scripts.
+
+    governance = await connect(tenant="default")
+    registration = await governance.register_agent(agent_id="…", capabilities=["…"])
+    answer = await governance.invoke("…", "What is the capital of France?")
+
+Who holds the cluster's Ray token is an operator: the tenant is taken at their word here, and never from an HTTP client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import orjson
+
+from actors.directory import Directory, Governance
+from actors.wire import CallAnswer, CallOrder
+from cluster.identity.ids import ProjectId, TenantId, uuid7
+from cluster.identity.principal import Principal
+from cluster.identity.roles import Scope
+from cluster.settings import Settings
+
+
+class GovernanceClient:
+    """Registers, finds, calls and removes the agents of one tenant."""
+
+    def __init__(self, governance: Governance, principal: Principal) -> None:
+        self._governance = governance
+        self._principal = principal
+        self._directory = Directory(governance)
+
+    async def register_agent(
+        self,
+        agent_id: str,
+        capabilities: Sequence[str],
+        security_policy: dict[str, Any] | None = None,
+        compliance_requirements: Sequence[str] | None = None,
+        *,
+        model: str | None = None,
+        instructions: str | None = None,
+        idempotency_key: str = "",
+    ) -> dict[str, Any]:
+        """Register an agent, or find it registered already; nothing is started.
+
+        Returns `{"status": "registered", "agent_id": …, "security_clearance": "validated"}`. Without `security_policy`
+        the tenant's default policy holds. Raises AdmissionDeniedError, which names every failed check;
+        QuotaExceededError; InvalidRequestError, which names every wrong field; ConflictError when the id is taken by
+        another spec.
+        """
+        body: dict[str, Any] = {"agent_id": agent_id, "capabilities": list(capabilities)}
+        optional = {
+            "security_policy": security_policy,
+            "compliance_requirements": None if compliance_requirements is None else list(compliance_requirements),
+            "model": model,
+            "instructions": instructions,
+        }
+        body |= {k: v for k, v in optional.items() if v is not None}
+        answer = await self._governance.call("register", self._principal.to_json(), orjson.dumps(body), uuid7(), idempotency_key)
+        registration: dict[str, Any] = answer["answer"]
+        return registration
+
+    async def show_agent(self, agent_id: str) -> dict[str, Any]:
+        """Return the agent's record; raises NotFoundError."""
+        record: dict[str, Any] = await self._governance.call("get", self._principal.to_json(), agent_id)
+        return record
+
+    async def list_agents(self, *, after: str = "", limit: int = 100) -> dict[str, Any]:
+        """Return `{"agents": […], "next": …}`, in order of id."""
+        page: dict[str, Any] = await self._governance.call("list", self._principal.to_json(), after, limit)
+        return page
+
+    async def remove_agent(self, agent_id: str) -> dict[str, Any]:
+        """Revoke the agent; raises NotFoundError."""
+        removed: dict[str, Any] = await self._governance.call("remove", self._principal.to_json(), agent_id)
+        return removed
+
+    async def invoke(
+        self, agent_id: str, text: str, *, conversation_id: str | None = None, deadline_s: float = 120.0
+    ) -> CallAnswer:
+        """Return the agent's answer to `text`; its usage fact is in the journal before this returns."""
+        order = self._order(text, conversation_id)
+        return CallAnswer.from_bytes(
+            await self._directory.call(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+        )
+
+    async def stream(
+        self, agent_id: str, text: str, *, conversation_id: str | None = None, deadline_s: float = 120.0
+    ) -> AsyncIterator[str]:
+        """Yield the agent's answer to `text` piece by piece; leaving early stops the agent's work."""
+        order = self._order(text, conversation_id)
+        stream = await self._directory.stream(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+        try:
+            async for piece in stream:
+                yield piece.decode()
+        finally:
+            await stream.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections to agents."""
+        await self._directory.aclose()
+
+    def _order(self, text: str, conversation_id: str | None) -> CallOrder:
+        return CallOrder(
+            invocation_id=uuid7(),
+            messages=[{"role": "user", "content": text}],
+            request_id=uuid7(),
+            project_id=str(self._principal.project),
+            thread_id=conversation_id,
+        )
+
+
+async def connect(
+    *, tenant: str = "default", project: str = "default", subject: str = "operator", settings: Settings | None = None
+) -> GovernanceClient:
+    """Return a client; connects this process to the cluster of `settings` unless it is connected already (as in a job).
+
+    Raises UnavailableError when no cluster runs under the settings' home.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        from actors.ray_connection import connect_to
+
+        await asyncio.to_thread(connect_to, settings or Settings.load())
+    principal = Principal(TenantId(tenant), ProjectId(project), subject, frozenset(Scope))
+    return GovernanceClient(Governance(), principal)

@@ -1,0 +1,182 @@
+"""A caller's view of the agents: where each answers, kept until it is found wrong, over connections that stay open."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from actors.channel import CallStream, ChannelClient
+from actors.governance import NAME, Resolved
+from actors.ray_environment import NAMESPACE
+from cluster.errors import AgentLostError, StaleGenerationError, UnavailableError, from_problem
+from cluster.identity.grants import SessionGrant
+from cluster.identity.principal import Principal
+
+# How often a call that was refused before it began is taken to the directory again.
+ATTEMPTS = 4
+# A ticket is renewed this long before it ends, so that no call is refused for its age.
+RENEW_BEFORE_US = 30_000_000
+# Callers' sessions kept at once; the oldest goes first.
+MAX_LINKS = 10_000
+
+
+# tenant, agent, subject: a ticket names its caller.
+LinkKey = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class Link:
+    """An open road to one generation of an agent, for callers with the same rights."""
+
+    client: ChannelClient
+    grant: SessionGrant
+    generation: int
+    expires_us: int
+
+
+class Governance:
+    """Calls the governance actor and survives its restarts."""
+
+    def __init__(self) -> None:
+        self._handle: ActorHandle[Any] | None = None
+
+    async def call(self, method: str, *arguments: object, timeout_s: float = 30.0) -> Any:
+        """Return the method's answer; raises its SovereignError, or UnavailableError when governance stays away."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if self._handle is None:
+                    self._handle = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+                remote = getattr(self._handle, method).remote(*arguments)
+                document = json.loads(await asyncio.wait_for(remote, max(0.1, deadline - time.monotonic())))
+                break
+            except (RayError, ValueError, TimeoutError) as e:
+                self._handle = None
+                if time.monotonic() > deadline - 0.2:
+                    raise UnavailableError(
+                        "Governance does not answer.", hint="It restarts by itself; retry in a moment.", retry_after_s=1
+                    ) from e
+                await asyncio.sleep(0.1)
+        if "problem" in document:
+            raise from_problem(document["problem"])
+        return document["ok"]
+
+
+class AgentStream:
+    """A streamed answer that has begun: iterate for its text, then read `result`; `aclose` stops the agent's work."""
+
+    def __init__(self, first: bytes | None, stream: CallStream) -> None:
+        self._first = first
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._first is not None:
+            yield self._first
+            async for chunk in self._stream:
+                yield chunk
+
+    @property
+    def result(self) -> bytes:
+        """The body of the answer's last frame; raises RuntimeError before the end."""
+        return self._stream.result
+
+    async def aclose(self) -> None:
+        """Give the call up."""
+        await self._stream.aclose()
+
+
+class Directory:
+    """Resolves agents once and keeps the road open; finds again what moved.
+
+    Only a call that its agent refused before it began is sent again: one that was lost midway may have run.
+    """
+
+    def __init__(self, governance: Governance) -> None:
+        self._governance = governance
+        self._links: dict[LinkKey, Link] = {}
+        self._resolving: dict[LinkKey, asyncio.Task[Link]] = {}
+        self._clients: dict[tuple[str, int], ChannelClient] = {}
+
+    async def call(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> bytes:
+        """Return the agent's answer; raises what the agent raised, or what kept the call from it."""
+        key = (str(principal.tenant), agent_id, principal.subject)
+        for _ in range(ATTEMPTS):
+            link = await self._link(key, principal)
+            try:
+                return await link.client.call(payload, grant=link.grant, deadline_s=deadline_s)
+            except StaleGenerationError:
+                self._forget(key, link)
+            except AgentLostError:
+                self._forget(key, link)
+                raise
+        raise self._moved(agent_id)
+
+    async def stream(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> AgentStream:
+        """Return the agent's answer as a stream, once its first piece or its end is there."""
+        key = (str(principal.tenant), agent_id, principal.subject)
+        for _ in range(ATTEMPTS):
+            link = await self._link(key, principal)
+            stream = link.client.stream(payload, grant=link.grant, deadline_s=deadline_s)
+            try:
+                return AgentStream(await anext(stream, None), stream)
+            except StaleGenerationError:
+                self._forget(key, link)
+            except AgentLostError:
+                self._forget(key, link)
+                raise
+        raise self._moved(agent_id)
+
+    async def aclose(self) -> None:
+        """Close every connection; calls under way end with AgentLostError."""
+        await asyncio.gather(*(c.close() for c in self._clients.values()))
+
+    async def _link(self, key: LinkKey, principal: Principal) -> Link:
+        link = self._links.get(key)
+        if link is not None and not link.client.closed and link.expires_us > time.time() * 1e6 + RENEW_BEFORE_US:
+            return link
+        task = self._resolving.get(key)
+        if task is None:
+            gone = link.generation if link is not None and link.client.closed else 0
+            task = self._resolving[key] = asyncio.ensure_future(self._resolve(key, principal, gone))
+            task.add_done_callback(lambda _: self._resolving.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _resolve(self, key: LinkKey, principal: Principal, gone: int) -> Link:
+        """Ask governance, and open the connection; a dead one is told to governance, which wakes the agent anew."""
+        for _ in range(ATTEMPTS):
+            found = Resolved.from_json(await self._governance.call("resolve", principal.to_json(), key[1], gone))
+            try:
+                client = await self._client(found.host, found.port)
+            except UnavailableError:
+                gone = found.generation
+                continue
+            link = Link(client, SessionGrant(found.ticket, found.session_key), found.generation, found.expires_us)
+            while len(self._links) >= MAX_LINKS:
+                del self._links[next(iter(self._links))]
+            self._links[key] = link
+            return link
+        raise self._moved(key[1])
+
+    async def _client(self, host: str, port: int) -> ChannelClient:
+        client = self._clients.get((host, port))
+        if client is None or client.closed:
+            self._clients = {k: c for k, c in self._clients.items() if not c.closed}
+            client = await ChannelClient.connect(host, port)
+            self._clients[host, port] = client
+        return client
+
+    def _forget(self, key: LinkKey, link: Link) -> None:
+        if self._links.get(key) is link and not link.client.closed:
+            del self._links[key]
+
+    @staticmethod
+    def _moved(agent_id: str) -> UnavailableError:
+        return UnavailableError(f"Agent {agent_id} is moving and did not settle.", hint="Retry in a moment.", retry_after_s=1)

@@ -1,0 +1,43 @@
+"""Stands in for the HAProxy binary that Ray Serve starts, and tightens the configuration that Serve wrote.
+
+Serve's template binds its metrics page to every interface, opens its admin socket to every user, and sets no limit on
+how long a client may take to send a request. This program rewrites the file that `-f` names and then becomes HAProxy.
+It is run by the interpreter alone (`python -I -S`), so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+# How long a client may take to send a request's head, and how long an idle connection is kept.
+HTTP_REQUEST_TIMEOUT = "10s"
+KEEP_ALIVE_TIMEOUT = "75s"
+
+
+def tighten(config: str, host: str) -> str:
+    """Return `config` with every wildcard bind on `host`, a private admin socket, and bounds on slow clients."""
+    config = re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|\[::\]|::)?:(\d+)", rf"\g<1>{host}:\g<2>", config, flags=re.M)
+    config = re.sub(r"^(\s*stats socket \S+ mode) 666", r"\g<1> 600", config, flags=re.M)
+    if not re.search(r"^\s*timeout http-request", config, flags=re.M):
+        bounds = f"    timeout http-request {HTTP_REQUEST_TIMEOUT}\n    timeout http-keep-alive {KEEP_ALIVE_TIMEOUT}\n"
+        config = re.sub(r"^defaults\n", "defaults\n" + bounds, config, count=1, flags=re.M)
+    return config
+
+
+def main(argv: list[str]) -> None:
+    """Rewrite the configuration and become the binary: `argv` is [host, binary, *haproxy's own arguments]."""
+    host, binary, *arguments = argv
+    if "-f" in arguments:
+        at = arguments.index("-f") + 1
+        source = Path(arguments[at])
+        target = source.with_suffix(".tight.cfg")
+        target.write_text(tighten(source.read_text(), host))
+        arguments[at] = str(target)
+    os.execv(binary, [binary, *arguments])  # noqa: S606  # becoming HAProxy is the whole point
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

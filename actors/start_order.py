@@ -1,0 +1,49 @@
+"""What governance tells a fresh process that becomes an agent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from cluster.agents.record import AgentRecord
+from cluster.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """Who the process is, and under which key it may be called; secret because of the key."""
+
+    settings: Settings
+    tenant: str
+    record: AgentRecord
+    generation: int
+    agent_key: bytes
+
+    @property
+    def writer_id(self) -> str:
+        """The name of the journal that this agent writes; its epoch is the generation."""
+        return f"agent.{self.tenant}.{self.record.spec.agent_id}"
+
+    def to_bytes(self) -> bytes:
+        """Return the order as JSON."""
+        return json.dumps(
+            {
+                "settings": self.settings.to_json(),
+                "tenant": self.tenant,
+                "record": self.record.to_json(),
+                "generation": self.generation,
+                "agent_key": self.agent_key.hex(),
+            }
+        ).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> StartOrder:
+        """Return the order that `to_bytes` wrote."""
+        d = json.loads(data)
+        return cls(
+            settings=Settings.from_json(d["settings"]),
+            tenant=d["tenant"],
+            record=AgentRecord.from_json(d["record"]),
+            generation=d["generation"],
+            agent_key=bytes.fromhex(d["agent_key"]),
+        )

@@ -1,0 +1,48 @@
+"""Idle worker processes, kept ready so that an agent wakes in milliseconds.
+
+Ray hands an idle worker to the first actor that has no runtime_env of its own, and never replaces it; so after each
+take the pool is asked to refill, a moment later, because starting a process takes CPU that the waking agent needs first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from actors.ray_internals import prestart_workers
+from cluster.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+REFILL_DELAY_S = 0.5
+
+
+class WarmPool:
+    """Asks the node for idle workers until `size` are ready. A failed refill costs a cold start, nothing else."""
+
+    def __init__(self, size: int, metrics: Metrics) -> None:
+        self.size = size
+        self._metrics = metrics
+        self._taken = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._refills: set[asyncio.Future[None]] = set()
+
+    def taken(self) -> None:
+        """Note that an agent took a worker; what was taken is refilled together after a short delay."""
+        self._taken += 1
+        if self.size and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill)
+
+    def _refill(self) -> None:
+        self._timer = None
+        count, self._taken = min(self._taken, self.size), 0
+        refill = asyncio.ensure_future(asyncio.to_thread(self._ask, count))
+        self._refills.add(refill)
+        refill.add_done_callback(self._refills.discard)
+
+    def _ask(self, count: int) -> None:
+        try:
+            prestart_workers(count)
+        except Exception as e:  # an internal interface of Ray may raise anything; cold starts still work
+            self._metrics.refused("warm_pool_refill")
+            log.warning("the warm pool was not refilled: %s", e)

@@ -1,0 +1,115 @@
+"""What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
+
+call    {"v": 1, "invocation_id", "request_id", "trace_id", "project_id", "parent_invocation_id", "reservation_id",
+         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature"}
+chunk   the next piece of the answer's text, UTF-8
+result  {"v": 1, "text", "finish_reason", "model", "usage": {…}}; the text is empty when it was streamed
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import msgpack
+
+from cluster.errors import InvalidRequestError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CallOrder:
+    """One call on its way to an agent."""
+
+    invocation_id: str
+    # OpenAI chat messages that were checked at the way in.
+    messages: list[dict[str, Any]]
+    request_id: str = ""
+    trace_id: str = ""
+    project_id: str = "default"
+    parent_invocation_id: str = ""
+    reservation_id: str = ""
+    # Microseconds that the call waited at the way in.
+    queue_us: int = 0
+    thread_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the frame's payload."""
+        # Not asdict: it copies every message, which costs more than packing them.
+        document = {name: getattr(self, name) for name in _ORDER_FIELDS}
+        document["v"] = VERSION
+        packed: bytes = msgpack.packb(document)
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CallOrder:
+        """Return the order; raises InvalidRequestError when the payload is not one."""
+        document = _unpack(data)
+        try:
+            return cls(**document)
+        except TypeError:
+            raise InvalidRequestError("The call's payload has unknown or missing fields.") from None
+
+
+_ORDER_FIELDS = tuple(CallOrder.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call used, as its caller is told; token classes are disjoint."""
+
+    tokens_input_uncached: int = 0
+    tokens_cache_read: int = 0
+    tokens_cache_write: int = 0
+    tokens_output: int = 0
+    tokens_reasoning: int = 0
+    tool_calls: int = 0
+    cpu_us: int = 0
+    latency_us: int = 0
+
+    @property
+    def input_tokens(self) -> int:
+        """Every token that went in."""
+        return self.tokens_input_uncached + self.tokens_cache_read + self.tokens_cache_write
+
+    @property
+    def output_tokens(self) -> int:
+        """Every token that came out, thought or said."""
+        return self.tokens_output + self.tokens_reasoning
+
+
+@dataclass(frozen=True, slots=True)
+class CallAnswer:
+    """What an agent answered; its usage fact is in the journal before this exists."""
+
+    text: str
+    finish_reason: str
+    model: str
+    usage: Usage = field(default_factory=Usage)
+
+    def to_bytes(self) -> bytes:
+        """Return the result frame's body."""
+        packed: bytes = msgpack.packb({"v": VERSION} | asdict(self))
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> CallAnswer:
+        """Return the answer; raises InvalidRequestError when the body is not one."""
+        document = _unpack(data)
+        try:
+            return cls(**(document | {"usage": Usage(**document["usage"])}))
+        except (TypeError, KeyError):
+            raise InvalidRequestError("The agent's answer has unknown or missing fields.") from None
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    try:
+        document = msgpack.unpackb(data)
+    except ValueError as e:
+        raise InvalidRequestError(f"The frame's body is not msgpack: {type(e).__name__}.") from None
+    if not isinstance(document, dict) or document.pop("v", None) != VERSION:
+        raise InvalidRequestError(f"The frame's body is not of version {VERSION}.")
+    return document

@@ -1,0 +1,66 @@
+"""What a Ray user would write: a gateway replica that forwards to named actors, with none of the platform's code."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+import ray
+from fastapi import FastAPI, Request
+from langchain.agents import create_agent
+from ray import serve
+
+from cluster.agents.scripted_model import ScriptedModel
+
+app = FastAPI()
+
+
+class BareAgent:
+    """The same agent graph in a plain async actor."""
+
+    def __init__(self) -> None:
+        self._graph = create_agent(ScriptedModel(script="steps"), [])
+
+    async def invoke(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
+        state = await self._graph.ainvoke({"messages": messages})
+        last = state["messages"][-1]
+        return str(last.content), dict(last.usage_metadata or {})
+
+
+@serve.deployment(name="bare", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
+@serve.ingress(app)
+class BareGateway:
+    """One pinned replica with cached handles."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+
+    @app.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> dict[str, Any]:
+        body = await request.json()
+        name = body["model"]
+        handle = self._handles.get(name)
+        if handle is None:
+            handle = self._handles[name] = ray.get_actor(name, namespace="bare")
+        text, usage = await handle.invoke.remote(body["messages"])
+        return {
+            "id": f"chatcmpl-{uuid.uuid4()}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": name,
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+            "usage": {
+                "prompt_tokens": usage.get("input_tokens", 0),
+                "completion_tokens": usage.get("output_tokens", 0),
+                "total_tokens": usage.get("total_tokens", 0),
+            },
+        }
+
+
+def start_bare_agent(name: str) -> None:
+    """Create one agent as a detached named actor."""
+    options = {"name": name, "namespace": "bare", "lifetime": "detached", "num_cpus": 0, "max_concurrency": 1000}
+    actor = ray.remote(BareAgent).options(**options).remote()
+    ray.get(actor.invoke.remote([{"role": "user", "content": json.dumps({"script": []})}]))

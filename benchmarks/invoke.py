@@ -1,0 +1,154 @@
+"""Calls a second through the whole road, against the same road without the platform.
+
+Both sides run in one cluster under the same HAProxy and flags, each with one gateway replica and the same
+`create_agent` graph over the same scripted model. Rounds alternate in ABBA order; the figures are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+from benchmarks.load import Measured, wrk
+from benchmarks.running import cluster, emit, progress
+from tests.servers.cluster import RunningCluster
+
+ROUNDS = int(os.environ.get("SOVEREIGN_BENCH_ROUNDS", "5"))
+SECONDS = float(os.environ.get("SOVEREIGN_BENCH_SECONDS", "4"))
+SPREAD = 16
+TEXT = "What moved the market for small language models this quarter, and why?"
+
+
+def body(agent_id: str, text: str = TEXT) -> dict[str, object]:
+    return {"model": agent_id, "messages": [{"role": "user", "content": text}]}
+
+
+class Sides:
+    """The two roads to compare."""
+
+    def __init__(self, running: RunningCluster) -> None:
+        self._running = running
+        self._urls = {
+            "governed": f"{running.state.http_url}/v1/chat/completions",
+            "bare": f"{running.state.http_url}/bare/v1/chat/completions",
+        }
+
+    def run(self, side: str, agents: list[str], connections: int, seconds: float = SECONDS, text: str = TEXT) -> Measured:
+        bodies = [body(a, text) for a in agents]
+        return wrk(self._urls[side], bodies, connections=connections, seconds=seconds, headers=self._running.headers)
+
+    def compare(self, agents: list[str], connections: int) -> dict[str, list[Measured]]:
+        """Return each side's rounds, measured in ABBA order."""
+        measured: dict[str, list[Measured]] = {"governed": [], "bare": []}
+        for r in range(ROUNDS):
+            for side in ("bare", "governed") if r % 2 == 0 else ("governed", "bare"):
+                measured[side].append(self.run(side, agents, connections))
+        return measured
+
+
+def summary(measured: dict[str, list[Measured]]) -> dict[str, float]:
+    governed, bare = measured["governed"], measured["bare"]
+    pairs = list(zip(governed, bare, strict=True))
+    return {
+        "bare_rps": round(statistics.median(m.rps for m in bare), 1),
+        "governed_rps": round(statistics.median(m.rps for m in governed), 1),
+        "ratio": round(statistics.median(g.rps / b.rps for g, b in pairs), 3),
+        "bare_p99_ms": round(statistics.median(m.p99_ms for m in bare), 2),
+        "governed_p99_ms": round(statistics.median(m.p99_ms for m in governed), 2),
+        "p99_ratio": round(statistics.median(g.p99_ms / b.p99_ms for g, b in pairs), 3),
+    }
+
+
+def slow_mix(sides: Sides, agent: str) -> float:
+    """Return the ratio of the ordinary calls' p50 beside 10 % of calls that take a second to their p50 alone."""
+    ratios = []
+    for _ in range(max(3, ROUNDS // 2)):
+        alone = sides.run("governed", [agent], 16)
+        # A call of a second holds its connection that long: a tenth of the rate needs a tenth of the rate in connections.
+        slow = max(1, round(alone.rps / 9))
+        script = '{"script": [{"sleep_s": 1}, {"say": "late"}]}'
+        beside = threading.Thread(target=sides.run, args=("governed", [agent], slow, SECONDS + 2, script))
+        beside.start()
+        time.sleep(1.5)
+        mixed = sides.run("governed", [agent], 16, SECONDS - 1)
+        beside.join()
+        ratios.append(mixed.p50_ms / alone.p50_ms)
+    return round(statistics.median(ratios), 3)
+
+
+AGENT_ONLY = """
+import asyncio, sys, time
+import uvloop
+from langchain.agents import create_agent
+from cluster.agents.scripted_model import ScriptedModel
+async def main(text, seconds):
+    graph = create_agent(ScriptedModel(script="steps"), [])
+    async def run(until):
+        n = 0
+        while time.perf_counter() < until:
+            await graph.ainvoke({"messages": [{"role": "user", "content": text}]})
+            n += 1
+        return n
+    await run(time.perf_counter() + 1)
+    began = time.perf_counter()
+    n = await run(began + seconds)
+    print(n / (time.perf_counter() - began))
+uvloop.run(main(sys.argv[1], float(sys.argv[2])))
+"""
+
+
+def agent_only() -> float:
+    """Return calls a second of the same graph in a loop in one process."""
+    output = subprocess.run(
+        [sys.executable, "-c", AGENT_ONLY, TEXT, str(SECONDS)], capture_output=True, text=True, check=True
+    ).stdout
+    return float(output)
+
+
+def start_bare(running: RunningCluster, agents: list[str]) -> None:
+    from ray import serve
+
+    from actors.ray_connection import connect_to
+    from benchmarks.bare import BareGateway, start_bare_agent
+
+    connect_to(running.settings)
+    for name in agents:
+        start_bare_agent(name)
+    serve.run(BareGateway.bind(), name="bare", route_prefix="/bare")
+
+
+def main() -> None:
+    agents = [f"bench-{i}" for i in range(SPREAD)]
+    with cluster(num_cpus=4) as running:
+        progress("registering and waking agents on both sides")
+        for name in agents:
+            running.register(name).raise_for_status()
+            running.ask(name).raise_for_status()
+        start_bare(running, agents)
+        sides = Sides(running)
+        for side in ("bare", "governed"):
+            sides.run(side, agents[:1], 16, 2)
+        result: dict[str, object] = {}
+        alone: list[float] = []
+        at_64: list[Measured] = []
+        for connections in (1, 16, 64):
+            progress(f"{connections} connections to one agent")
+            measured = sides.compare(agents[:1], connections)
+            result[f"c{connections}"] = summary(measured)
+            alone.append(agent_only())
+            at_64 = measured["governed"]
+        result["agent_only_per_s"] = round(statistics.median(alone), 1)
+        result["of_agent_only"] = round(statistics.median(m.rps for m in at_64) / statistics.median(alone), 3)
+        progress(f"64 connections over {SPREAD} agents")
+        result["spread"] = summary(sides.compare(agents, 64))
+        progress("a tenth of the calls take a second")
+        result["slow_mix"] = {"p50_ratio": slow_mix(sides, agents[0])}
+    emit(result)
+
+
+if __name__ == "__main__":
+    main()

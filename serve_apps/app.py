@@ -1,0 +1,96 @@
+"""All routes in one table, and the OpenAPI document that describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.agents.registration import RegistrationRequest
+from cluster.errors import NotFoundError, SovereignError
+from serve_apps.chat import ChatRequest
+from serve_apps.edge import Edge, Handler
+from serve_apps.exchange import Exchange
+from serve_apps.native_routes import NativeRoutes
+from serve_apps.openai_routes import OpenAIRoutes
+
+
+class MethodNotAllowedError(SovereignError):
+    """The path exists, the method does not."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+def create_app(edge: Edge) -> FastAPI:
+    """Return the gateway's ASGI application."""
+    app = FastAPI(
+        title="Sovereign",
+        version="1",
+        description="Run AI agents on your own machines, and prove what was allowed, what was done and what it cost.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    native, openai = NativeRoutes(edge), OpenAIRoutes(edge)
+    agent = "/api/v1/agents/{agent_id}"
+    table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
+        ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
+        ("GET", "/v1/models", openai.models, None, (200,)),
+        ("POST", "/api/v1/agents", native.register, RegistrationRequest, (201, 200)),
+        ("GET", "/api/v1/agents", native.list, None, (200,)),
+        ("GET", agent, native.show, None, (200,)),
+        ("DELETE", agent, native.remove, None, (200,)),
+        ("GET", "/api/v1/status", native.status, None, (200,)),
+        ("GET", "/health/live", native.live, None, (200,)),
+        ("GET", "/health/ready", native.ready, None, (200,)),
+    ]
+    for method, path, handler, body, statuses in table:
+        app.add_api_route(
+            path,
+            edge.route(handler, openai=path.startswith("/v1/")),
+            methods=[method],
+            response_class=Response,
+            response_model=None,
+            name=handler.__name__,
+            summary=(handler.__doc__ or "").split(": ", 1)[-1],
+            status_code=statuses[0],
+            openapi_extra=_described(path, body, statuses),
+        )
+
+    async def not_routed(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        refused = (
+            MethodNotAllowedError(f"{request.method} is not a method of this path.")
+            if status == 405
+            else NotFoundError("There is no such path.", hint="/openapi.json lists what there is.")
+        )
+        exchange = Exchange.of(request)
+        return edge.refuse(refused, exchange, request.url.path, openai=request.url.path.startswith("/v1/"))
+
+    app.add_exception_handler(HTTPException, not_routed)
+    return app
+
+
+def _described(path: str, body: type[BaseModel] | None, statuses: tuple[int, ...]) -> dict[str, Any]:
+    """Return what OpenAPI says of a route beyond its name."""
+    problem = "application/json" if path.startswith("/v1/") else "application/problem+json"
+    extra: dict[str, Any] = {
+        "responses": {str(s): {"description": "Done", "content": {"application/json": {}}} for s in statuses}
+        | {
+            "4XX": {"description": "Refused", "content": {problem: {}}},
+            "5XX": {"description": "Failed", "content": {problem: {}}},
+        },
+    }
+    if not path.startswith("/health/"):
+        extra["security"] = [{"bearer": []}]
+    if body is not None:
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if "{agent_id}" in path:
+        extra["parameters"] = [{"name": "agent_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return extra

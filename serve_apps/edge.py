@@ -1,0 +1,154 @@
+"""What the gateway does for every request, whatever the protocol: identity, bounds, refusals on record, errors as HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from actors.directory import Directory, Governance
+from cluster.clock import Clock
+from cluster.errors import AdmissionDeniedError, InternalError, OverloadedError, SovereignError
+from cluster.identity.authentication import Authenticator
+from cluster.identity.principal import Principal
+from cluster.identity.roles import Scope
+from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
+from cluster.journal.fact import Fact, Stream
+from cluster.journal.writer import JournalWriter
+from cluster.settings import Settings
+from cluster.telemetry.metrics import Metrics
+from serve_apps.exchange import Exchange
+from serve_apps.problems import problem_response
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Exchange], Awaitable[Response]]
+
+
+class Edge:
+    """The collaborators of every route, and the frame that each runs in."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        authenticator: Authenticator,
+        governance: Governance,
+        directory: Directory,
+        journal: JournalWriter,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self.settings = settings
+        self.governance = governance
+        self.directory = directory
+        self.metrics = metrics
+        self.clock = clock
+        self._authenticator = authenticator
+        self._journal = journal
+        # Calls under way in this replica; never above settings.queue_limit.
+        self._calls = 0
+
+    def route(self, handler: Handler, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record."""
+
+        async def endpoint(request: Request) -> Response:
+            exchange = Exchange(request_id="", trace_id="", authorization="")
+            try:
+                exchange = Exchange.of(request)
+                response = await handler(request, exchange)
+            except SovereignError as error:
+                return self.refuse(error, exchange, request.url.path, openai=openai)
+            except Exception:
+                log.exception("the gateway failed on %s", request.url.path)
+                error = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
+                return self.refuse(error, exchange, request.url.path, openai=openai)
+            response.headers["x-request-id"] = exchange.request_id
+            return response
+
+        return endpoint
+
+    def authenticate(self, exchange: Exchange, scope: Scope) -> Principal:
+        """Return who asks; raises UnauthenticatedError, or AdmissionDeniedError when their key lacks `scope`."""
+        principal = exchange.principal = self._authenticator.authenticate(exchange.authorization)
+        if scope not in principal.scopes:
+            raise AdmissionDeniedError(
+                f"This key may not do that: it lacks the scope {scope.value}.", hint="Ask the operator for a key that has it."
+            )
+        return principal
+
+    def refuse(self, error: SovereignError, exchange: Exchange, path: str, *, openai: bool) -> Response:
+        """Record a refusal and return it as a response."""
+        self.record(error, exchange, path)
+        return problem_response(error, openai=openai, request_id=exchange.request_id)
+
+    def record(self, error: SovereignError, exchange: Exchange, path: str) -> None:
+        """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals)."""
+        self.metrics.refused(error.code)
+        if error.status >= 500:
+            return
+        who = exchange.principal
+        event = AuditEvent.new(
+            self.clock,
+            AuditAction.GATEWAY_REFUSE,
+            AuditOutcome.DENIED,
+            tenant_id=str(who.tenant) if who else "",
+            actor=who.subject if who else "",
+            object_id=path[:200],
+            request_id=exchange.request_id,
+            reason=error.code,
+            detail={"status": error.status, "fields": [e.field[:100] for e in error.errors][:20]},
+        )
+        self._journal.append(Fact(Stream.AUDIT, event.to_body()))
+
+    def enter_call(self) -> None:
+        """Take a place for a call; raises OverloadedError at once when this replica holds as many as it may."""
+        if self._calls >= self.settings.queue_limit:
+            raise OverloadedError(
+                f"This gateway holds {self._calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+            )
+        self._calls += 1
+        self.metrics.queue_depth(self._calls)
+
+    def leave_call(self) -> None:
+        """Give the place back."""
+        self._calls -= 1
+        self.metrics.queue_depth(self._calls)
+
+    async def until_disconnect(self, request: Request, work: Awaitable[Any]) -> Any:
+        """Return what `work` returns, or cancel it when the client goes away."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+            return await task
+        finally:
+            gone.cancel()
+            if not task.done():
+                task.cancel()
+
+    async def ready(self) -> None:
+        """Raise UnavailableError unless governance answers."""
+        await self.governance.call("ready", timeout_s=5.0)
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.metrics.flush()
+        self._journal.close()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def now_s() -> int:
+    """Return whole seconds since 1970 UTC, as OpenAI's objects carry them."""
+    return int(time.time())

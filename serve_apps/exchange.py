@@ -1,0 +1,97 @@
+"""One HTTP request on its way through the gateway: who asks, what was sent, how it is told from others in logs."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import ClientDisconnect, Request
+
+from cluster.errors import CancelledCallError, FieldError, InvalidRequestError, PayloadTooLargeError
+from cluster.identity.ids import uuid7
+from cluster.identity.principal import Principal
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# Headers of which a second one would let two parts of the road read different requests.
+_SINGLE = frozenset((b"authorization", b"host", b"content-length", b"content-type", b"transfer-encoding", b"idempotency-key"))
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the gateway knows of one request beside its body."""
+
+    request_id: str
+    trace_id: str
+    authorization: str
+    # What X-Deadline-S said, as text.
+    asked_deadline: str = ""
+    # From the monotonic clock, in nanoseconds: durations only.
+    began_ns: int = field(default_factory=time.monotonic_ns)
+    principal: Principal | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Exchange:
+        """Read the headers that count; raises InvalidRequestError when one that must be single is sent twice."""
+        headers: dict[bytes, bytes] = {}
+        for name, value in request.scope["headers"]:
+            if name in _SINGLE and name in headers:
+                raise InvalidRequestError(f"The header {name.decode()} was sent twice.")
+            headers[name] = value
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            raise InvalidRequestError("Content-Length and Transfer-Encoding were both sent.")
+        asked = headers.get(b"x-request-id", b"").decode("latin-1")
+        trace = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"").decode("latin-1"))
+        return cls(
+            request_id=asked if _REQUEST_ID.fullmatch(asked) else uuid7(),
+            trace_id=trace.group(1) if trace else "",
+            authorization=headers.get(b"authorization", b"").decode("latin-1"),
+            asked_deadline=headers.get(b"x-deadline-s", b"").decode("latin-1"),
+        )
+
+    @property
+    def elapsed_us(self) -> int:
+        """Microseconds since the request was read."""
+        return (time.monotonic_ns() - self.began_ns) // 1_000
+
+    def deadline_s(self, longest_s: float) -> float:
+        """Return how many seconds the call may take: what X-Deadline-S asks, at most `longest_s`."""
+        if not self.asked_deadline:
+            return longest_s
+        if not _SECONDS.fullmatch(self.asked_deadline) or float(self.asked_deadline) <= 0:
+            wrong = FieldError("x-deadline-s", "must be a number of seconds above 0, such as 2.5")
+            raise InvalidRequestError("The deadline is not valid.", errors=[wrong])
+        return min(float(self.asked_deadline), longest_s)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Return the request's body of at most `limit` bytes.
+
+    Raises PayloadTooLargeError as soon as it is known to be larger, InvalidRequestError for an encoded body.
+    """
+    headers = request.headers
+    if headers.get("content-encoding", "identity") != "identity":
+        raise InvalidRequestError(
+            "Encoded bodies are not taken.",
+            errors=[FieldError("content-encoding", "Send the body uncompressed.")],
+        )
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise CancelledCallError("The client went away before its request was complete.") from None
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(f"The body is larger than {limit} bytes.", hint="Send less, or ask for a larger limit.")

@@ -1,0 +1,84 @@
+"""The gateway deployment: one Serve replica is one process that authenticates, bounds and forwards calls."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray import serve
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actors.directory import Directory, Governance
+from actors.ray_internals import bind_replica_server_to
+from cluster import wiring
+from cluster.clock import SystemClock
+from cluster.settings import Settings
+from cluster.telemetry.ecs_log import configure_logging
+from cluster.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+NAME = "gateway"
+
+
+class _Switch:
+    """Serve wants the ASGI application with the class; ours exists once the settings are there."""
+
+    app: ASGIApp | None = None
+
+
+async def _dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+    elif _Switch.app is not None:
+        await _Switch.app(scope, receive, send)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+@serve.deployment(name=NAME)
+@serve.ingress(_dispatch)
+class Gateway:
+    """One replica of the way in."""
+
+    def __init__(self, settings_json: str) -> None:
+        from serve_apps.app import create_app
+        from serve_apps.edge import Edge
+
+        settings = Settings.from_json(settings_json)
+        bind_replica_server_to(settings.host)
+        configure_logging("gateway", level=settings.log_level, directory=settings.log_dir)
+        governance = Governance()
+        self._edge = Edge(
+            settings,
+            authenticator=wiring.build_authenticator(settings),
+            governance=governance,
+            directory=Directory(governance),
+            journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
+            metrics=Metrics.of_process(settings.metrics_dir, "gateway"),
+            clock=SystemClock(),
+        )
+        _Switch.app = create_app(self._edge)
+
+    def __del__(self) -> None:
+        edge = getattr(self, "_edge", None)
+        if edge is not None:
+            edge.close()
+
+
+def deployment(settings: Settings) -> Any:
+    """Return the application that `serve.run` deploys."""
+    return Gateway.options(
+        num_replicas=settings.gateway_replicas,
+        # Above our own bound, or calls would queue where we neither see nor refuse them.
+        max_ongoing_requests=settings.queue_limit * 2 + 64,
+        graceful_shutdown_timeout_s=10,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0},
+    ).bind(settings.to_json())

@@ -1,0 +1,77 @@
+"""The platform's own API: agents and status, with application/problem+json for every refusal."""
+
+from __future__ import annotations
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cluster.errors import FieldError, InvalidRequestError
+from cluster.identity.roles import Scope
+from serve_apps.edge import Edge
+from serve_apps.exchange import Exchange, read_body
+
+MAX_PAGE = 1000
+
+
+class NativeRoutes:
+    """The handlers under /api/v1."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def register(self, request: Request, exchange: Exchange) -> Response:
+        """POST /api/v1/agents: admit an agent; 201, or 200 when the same agent is registered already."""
+        edge = self._edge
+        principal = edge.authenticate(exchange, Scope.AGENTS_REGISTER)
+        body = await read_body(request, edge.settings.max_body_bytes)
+        key = request.headers.get("idempotency-key", "")
+        if len(key) > 255:
+            raise InvalidRequestError("The Idempotency-Key has more than 255 characters.")
+        answer = await edge.governance.call("register", principal.to_json(), body, exchange.request_id, key)
+        return _json(answer["answer"], 201 if answer["created"] else 200)
+
+    async def list(self, request: Request, exchange: Exchange) -> Response:
+        """GET /api/v1/agents?after=&limit=: the caller's agents in order of id."""
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        query = request.query_params
+        unknown = sorted(set(query) - {"after", "limit"})
+        if unknown:
+            raise InvalidRequestError("Unknown query parameter.", errors=[FieldError(u[:64], "is unknown") for u in unknown])
+        limit = query.get("limit", "100")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
+            raise InvalidRequestError(
+                "The limit is not valid.", errors=[FieldError("limit", f"must be a number from 1 to {MAX_PAGE}")]
+            )
+        page = await self._edge.governance.call("list", principal.to_json(), query.get("after", ""), int(limit))
+        return _json(page)
+
+    async def show(self, request: Request, exchange: Exchange) -> Response:
+        """GET /api/v1/agents/{agent_id}."""
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        return _json(await self._edge.governance.call("get", principal.to_json(), request.path_params["agent_id"]))
+
+    async def remove(self, request: Request, exchange: Exchange) -> Response:
+        """DELETE /api/v1/agents/{agent_id}: revoke; the agent does not wake again and its quota comes back."""
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_REMOVE)
+        return _json(await self._edge.governance.call("remove", principal.to_json(), request.path_params["agent_id"]))
+
+    async def status(self, request: Request, exchange: Exchange) -> Response:
+        """GET /api/v1/status: the caller's live agents with what is enforced on each, and the policy in force."""
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        status = await self._edge.governance.call("status")
+        live = [x for x in status["live"] if x["tenant"] == str(principal.tenant)]
+        return _json(status | {"live": live})
+
+    async def live(self, request: Request, exchange: Exchange) -> Response:
+        """GET /health/live: this process answers."""
+        return _json({"status": "live"})
+
+    async def ready(self, request: Request, exchange: Exchange) -> Response:
+        """GET /health/ready: governance answers too; 503 otherwise."""
+        await self._edge.ready()
+        return _json({"status": "ready"})
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status_code=status, media_type="application/json")

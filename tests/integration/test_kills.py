@@ -1,0 +1,181 @@
+"""Every part is killed under load; every acknowledged call has exactly one final usage event (controls named below)."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import RUN_FOLDER
+from tests.servers.cluster import RunningCluster, eventually, running_cluster
+from tests.sizes import soak
+
+AGENTS = ["victim-a", "victim-b", "victim-c"]
+PARTS = {"agent": "AgentActor", "governance": "GovernanceActor", "gateway": "ServeReplica:sovereign", "shipper": "ShipperActor"}
+
+
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[RunningCluster]:
+    """A cluster that may be hurt."""
+    with running_cluster(RUN_FOLDER / "hurt", num_cpus=8, warm_pool=2) as running:
+        for agent in AGENTS:
+            assert running.register(agent, model="scripted:echo").status_code == 201
+            assert running.ask(agent).status_code == 200
+        yield running
+
+
+class Load:
+    """Clients that call without pause, and keep the id of every call that was answered."""
+
+    def __init__(self, cluster: RunningCluster, clients: int) -> None:
+        self._cluster = cluster
+        self._stop = threading.Event()
+        self.answered: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(clients)]
+
+    def _run(self, number: int) -> None:
+        agent = AGENTS[number % len(AGENTS)]
+        body = {"model": agent, "messages": [{"role": "user", "content": f"client {number}"}]}
+        with httpx.Client(base_url=self._cluster.state.http_url, headers=self._cluster.headers, timeout=30) as http:
+            while not self._stop.is_set():
+                try:
+                    answer = http.post("/v1/chat/completions", json=body)
+                except httpx.HTTPError as e:
+                    with self._lock:
+                        self.refused[type(e).__name__] += 1
+                    continue
+                with self._lock:
+                    if answer.status_code == 200:
+                        self.answered[answer.json()["id"].removeprefix("chatcmpl-")] += 1
+                    else:
+                        self.refused[f"{answer.status_code}"] += 1
+
+    def __enter__(self) -> Load:
+        for t in self._threads:
+            t.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        for t in self._threads:
+            t.join()
+
+
+def finals(cluster: RunningCluster) -> Counter[str]:
+    """Count the final rows of each call in the lake, raw, so that nothing hides a duplicate."""
+    rows = [r for agent in AGENTS for r in cluster.usage(agent)]
+    return Counter(r["invocation_id"] for r in rows if r["kind"] == "final")
+
+
+def test_kill_every_part_under_load(hurt: RunningCluster) -> None:
+    """kill -9 of agent, governance, gateway and shipper in turn: no acknowledged call is lost or counted twice.
+
+    Controls: actors/agent_books.py CallBooks.settle (journal before the answer), cluster/lake/ship.py (create-only
+    segments under fixed keys), actors/directory.py Directory.call (a call that was lost midway is not sent again).
+    """
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with Load(hurt, 6) as load:
+        for part in [p for _ in range(soak(1, 12)) for p in rng.sample(sorted(PARTS), len(PARTS))]:
+            victim = eventually(lambda name=PARTS[part]: hurt.processes(name))[0]
+            before = sum(load.answered.values())
+            victim.send_signal(signal.SIGKILL)
+            # The road is whole again when calls are answered after the kill by every agent's clients.
+            eventually(lambda b=before: sum(load.answered.values()) > b + 30, within_s=60)
+    assert sum(load.answered.values()) > 100
+    counted = eventually(lambda: finals(hurt), lambda seen: not (load.answered.keys() - seen.keys()), within_s=60)
+    assert {i: n for i, n in counted.items() if n > 1} == {}
+    assert not set(load.refused) - {"500", "502", "503", "ReadError", "RemoteProtocolError", "ConnectError"}, load.refused
+    settled = {r["reservation_id"] for a in AGENTS for r in hurt.usage(a) if r["kind"] == "final"}
+    lost = [r for a in AGENTS for r in hurt.usage(a) if r["kind"] == "lost"]
+    assert not settled & {r["reservation_id"] for r in lost}
+
+
+def test_a_killed_agent_ends_its_open_calls_as_lost(hurt: RunningCluster) -> None:
+    """SIGKILL in the middle of a call: the caller gets 503, nothing is acknowledged, and the reservation ends lost.
+
+    Control: cluster/lake/ship.py, the `lost` rows of a dead journal's open calls.
+    """
+    hurt.register("doomed")
+    assert hurt.ask("doomed", json.dumps({"script": [{"say": "awake"}]})).status_code == 200
+    journal = hurt.settings.journal_dir / "agent.default.doomed"
+    size = sum(f.stat().st_size for f in journal.rglob("*.seg"))
+    answers: list[httpx.Response] = []
+    text = json.dumps({"script": [{"sleep_s": 60}, {"say": "never"}]})
+    caller = threading.Thread(target=lambda: answers.append(hurt.ask("doomed", text)))
+    caller.start()
+    # The first fact of the call is in the journal, so it was admitted.
+    eventually(lambda: sum(f.stat().st_size for f in journal.rglob("*.seg")), lambda now: now > size)
+    victim = _holder(hurt, "doomed")
+    assert victim is not None
+    psutil.Process(victim).kill()
+    caller.join(30)
+    assert answers[0].status_code == 503
+    assert answers[0].json()["error"]["code"] == "agent_lost"
+    rows = eventually(lambda: [r for r in hurt.usage("doomed") if r["kind"] == "lost"])
+    assert len(rows) == 1
+    assert hurt.ask("doomed", json.dumps({"script": [{"say": "again"}]})).status_code == 200
+
+
+def _holder(cluster: RunningCluster, agent: str) -> int | None:
+    for path in (cluster.settings.journal_dir / f"agent.default.{agent}").rglob("lock"):
+        for process in cluster.processes("AgentActor"):
+            if any(f.path == str(path) for f in process.open_files()):
+                return process.pid
+    return None
+
+
+def test_a_killed_agents_name_never_leads_to_a_stale_process(hurt: RunningCluster) -> None:
+    """After a kill the agent answers from a new generation, and its rows say so (control: actors/governance.py actor_name)."""
+    hurt.register("renamed", model="scripted:ok")
+    assert hurt.ask("renamed").status_code == 200
+    for _ in range(soak(2, 20)):
+        first = _holder(hurt, "renamed")
+        assert first is not None
+        psutil.Process(first).kill()
+        eventually(lambda: hurt.ask("renamed").status_code, lambda s: s == 200)
+        assert _holder(hurt, "renamed") != first
+    rows = eventually(lambda: hurt.usage("renamed"), lambda r: len({x["writer_epoch"] for x in r}) >= soak(3, 21))
+    generations = [r["writer_epoch"] for r in sorted(rows, key=lambda r: r["event_time"])]
+    assert generations == sorted(generations)
+
+
+def test_killing_governance_midway_leaves_no_orphan_and_loses_no_registration(hurt: RunningCluster) -> None:
+    """Registrations and wakes go on while governance is killed: what was answered exists, and every process has its record.
+
+    Control: actors/governance.py GovernanceActor._recover.
+    """
+    registered: list[str] = []
+
+    def register() -> None:
+        for i in range(soak(12, 100)):
+            name = f"orphan-{i}"
+            answer = hurt.register(name, model="scripted:ok", cpu="10m")
+            if answer.status_code in (200, 201):
+                registered.append(name)
+                if i % 6 == 0:
+                    hurt.ask(name)
+
+    worker = threading.Thread(target=register)
+    worker.start()
+    for _ in range(soak(2, 20)):
+        count = len(registered)
+        for p in hurt.processes("GovernanceActor"):
+            p.kill()
+        eventually(lambda c=count: len(registered) > c or not worker.is_alive(), within_s=60)
+    worker.join()
+    listed = {a["agent_id"] for a in hurt.http.get("/api/v1/agents?limit=1000").json()["agents"]}
+    assert set(registered) <= listed
+    live = {x["agent_id"] for x in hurt.http.get("/api/v1/status").json()["live"]}
+    holders = {a for a in listed if _holder(hurt, a) is not None}
+    assert holders == live
