@@ -72,7 +72,8 @@ def register(
     )
     if "agent_id" not in body:
         raise InvalidRequestError("No agent is named.", hint="Give its id: sovereign agents register my-agent -c market_analysis")
-    answer = ApiClient(settings_of(home)).request("POST", "/api/v1/agents", body=body)
+    with ApiClient(settings_of(home)) as api:
+        answer = api.request("POST", "/api/v1/agents", body=body)
     OUTPUT.result(answer, lambda console: _render_registered(console, answer))
 
 
@@ -84,21 +85,24 @@ def list_agents(
     as_json: Json = False,
 ) -> None:
     """List the registered agents, by id."""
-    page = ApiClient(settings_of(home)).request("GET", "/api/v1/agents", params={"after": after, "limit": limit})
+    with ApiClient(settings_of(home)) as api:
+        page = api.request("GET", "/api/v1/agents", params={"after": after, "limit": limit})
     OUTPUT.result(page, lambda console: _render_page(console, page))
 
 
 @app.command()
 def show(agent_id: AgentId, home: Home = None, as_json: Json = False) -> None:
     """Show one agent: what was admitted, and its state."""
-    agent = ApiClient(settings_of(home)).request("GET", f"/api/v1/agents/{quote(agent_id, safe='')}")
+    with ApiClient(settings_of(home)) as api:
+        agent = api.request("GET", f"/api/v1/agents/{quote(agent_id, safe='')}")
     OUTPUT.result(agent, lambda console: console.print_json(data=agent))
 
 
 @app.command()
 def remove(agent_id: AgentId, home: Home = None, as_json: Json = False) -> None:
     """Revoke an agent: calls are refused from now on, and its quota is free again."""
-    answer = ApiClient(settings_of(home)).request("DELETE", f"/api/v1/agents/{quote(agent_id, safe='')}")
+    with ApiClient(settings_of(home)) as api:
+        answer = api.request("DELETE", f"/api/v1/agents/{quote(agent_id, safe='')}")
     data = answer if answer is not None else {"status": "removed", "agent_id": agent_id}
     OUTPUT.result(data, lambda console: console.print(f"{agent_id} is removed.", markup=False, highlight=False))
 

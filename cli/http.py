@@ -14,22 +14,30 @@ if TYPE_CHECKING:
 
     from cluster.settings import Settings
 
-# Above the deadline of a call, so that the cluster's own answer about a deadline is what a person sees.
+# Above the cluster's own deadlines, so that its answer about one is what a person sees.
 GRACE_S = 15.0
+CONTROL_S = 45.0
 
 
 class ApiClient:
     """Calls the HTTP API of the cluster that runs under one home, and turns problem documents back into errors."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, calls: bool = False) -> None:
+        """Find the cluster of `settings`; with `calls` answers may take as long as a call of an agent may."""
         import httpx
+
+        timeout_s = settings.call_timeout_s + GRACE_S if calls else CONTROL_S
 
         self._url = url_of(settings)
         headers = {"Authorization": f"Bearer {api_key_of(settings)}"}
         # Loopback is never reached through a proxy that the environment names.
-        self._client = httpx.Client(
-            base_url=self._url, headers=headers, timeout=settings.call_timeout_s + GRACE_S, trust_env=False
-        )
+        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> ApiClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
 
     def request(self, method: str, path: str, *, body: Any = None, params: dict[str, Any] | None = None) -> Any:
         """Send one request and return the JSON of its answer (None if empty); raises what the cluster refused with."""

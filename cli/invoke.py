@@ -32,11 +32,11 @@ def invoke(
         body["metadata"] = {"conversation_id": conversation}
     if max_tokens is not None:
         body["max_completion_tokens"] = max_tokens
-    client = ApiClient(settings_of(home))
-    if stream:
-        _print_stream(client, {**body, "stream": True, "stream_options": {"include_usage": True}})
-        return
-    answer = client.request("POST", "/v1/chat/completions", body=body)
+    with ApiClient(settings_of(home), calls=True) as api:
+        if stream:
+            _print_stream(api, {**body, "stream": True, "stream_options": {"include_usage": True}})
+            return
+        answer = api.request("POST", "/v1/chat/completions", body=body)
     OUTPUT.result(answer, lambda console: print(printable(_content(answer))))
 
 
@@ -44,8 +44,8 @@ def _content(answer: dict[str, Any]) -> str:
     return str(answer["choices"][0]["message"].get("content") or "")
 
 
-def _print_stream(client: ApiClient, body: dict[str, Any]) -> None:
-    with client.events("/v1/chat/completions", body) as events:
+def _print_stream(api: ApiClient, body: dict[str, Any]) -> None:
+    with api.events("/v1/chat/completions", body) as events:
         for event in events:
             if OUTPUT.as_json:
                 OUTPUT.record(event)

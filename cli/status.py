@@ -39,7 +39,8 @@ def status(home: Home = None, as_json: Json = False) -> None:
     failure: SovereignError | None = None
     if state.status == "ready":
         try:
-            data["cluster"] = ApiClient(settings).request("GET", "/api/v1/status")
+            with ApiClient(settings) as api:
+                data["cluster"] = api.request("GET", "/api/v1/status")
         except SovereignError as e:
             failure = e
             data["error"] = e.to_problem()
