@@ -1,0 +1,139 @@
+"""Waking and ending agents: each step decided by the lifecycle table, written in one fenced transaction, and journalled.
+
+The decision to wake is a fact before its effect; it is forced to disk with the journal's next sync and not waited for,
+because a wake is on the way of a call.
+"""
+
+from __future__ import annotations
+
+from cluster.admission.admission import Decision, activation_request, decide
+from cluster.admission.decision_journal import DecisionJournal
+from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.registry import Registry, Row
+from cluster.agents.lifecycle import AgentEvent, AgentState, step
+from cluster.agents.record import AgentRecord
+from cluster.coordination.journals import journal_entry
+from cluster.errors import AdmissionDeniedError, InvalidRequestError, NotFoundError, StaleGenerationError
+from cluster.identity.ids import AgentId, TenantId
+from cluster.journal.audit_event import AuditAction, AuditOutcome
+
+_REASONS = {"start_failed": AgentEvent.START_FAILED, "drained": AgentEvent.DRAINED, "lost": AgentEvent.LOST}
+
+
+class Activator:
+    """The part of the registrar that agents' processes come and go by."""
+
+    def __init__(self, registry: Registry, engine: PolicyEngine, journal: DecisionJournal, *, node: str) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._journal = journal
+        self._node = node
+
+    def ask(self, record: AgentRecord) -> Decision:
+        """Return what today's policy says to waking the agent of `record`."""
+        return decide(self._engine, activation_request(record))
+
+    def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
+        """Decide, journal, and make a passive agent `starting` under its next generation."""
+        row = self._find(tenant, agent_id)
+        record = row.record
+        # Before the policy is asked, so that a race for the start is told from a refusal.
+        step(record.state, AgentEvent.WAKE, agent=f"Agent {agent_id}", history=record.history)
+        decision = self.ask(record)
+        self._write(
+            record,
+            AgentEvent.WAKE,
+            AuditOutcome.ALLOWED if decision.allow else AuditOutcome.DENIED,
+            decision,
+            record.generation + 1,
+        )
+        if not decision.allow:
+            raise AdmissionDeniedError(
+                f"Agent {agent_id} may not start any more: the policy has changed since it was registered.",
+                hint=f"The decision is recorded as {decision.decision_id}.",
+                errors=decision.field_errors(),
+            )
+
+        def attempt() -> AgentRecord:
+            row = self._find(tenant, agent_id)
+            if row.record.decision_id != record.decision_id:
+                raise NotFoundError(f"Agent {agent_id} was removed and registered anew while it was to start.")
+            after = row.record.after(AgentEvent.WAKE, generation=row.record.generation + 1)
+            journal = journal_entry(f"agent.{tenant}.{agent_id}", after.generation, self._node)
+            return self._registry.change(row, after, journal)
+
+        after = self._registry.retry(attempt)
+        self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, decision, after.generation)
+        return after, after.generation
+
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
+        """Make a starting generation live at `address`."""
+        return self._step(tenant, agent_id, generation, AgentEvent.STARTED, address)
+
+    def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
+        """Make a live generation draining."""
+        return self._step(tenant, agent_id, generation, AgentEvent.DRAIN)
+
+    def mark_passive(self, tenant: TenantId, agent_id: AgentId, generation: int, reason: str) -> AgentRecord:
+        """Record that a generation has no process any more; what was revoked goes for good."""
+        event = _REASONS.get(reason)
+        if event is None:
+            raise InvalidRequestError(f"{reason[:40]!r} is no way for a process to end; it is one of {', '.join(_REASONS)}.")
+
+        def attempt() -> AgentRecord:
+            row = self._find(tenant, agent_id, generation)
+            record = row.record
+            if record.state is AgentState.PASSIVE:
+                return record
+            if record.state is AgentState.REVOKED:
+                self._registry.delete(row)
+                return record.after(AgentEvent.REMOVE)
+            return self._registry.change(row, _ended(record, event))
+
+        after = self._registry.retry(attempt)
+        self._write(after, event, AuditOutcome.DONE, None, generation)
+        return after
+
+    def _step(
+        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str | None = None
+    ) -> AgentRecord:
+        def attempt() -> AgentRecord:
+            row = self._find(tenant, agent_id, generation)
+            to = row.record.address if address is None else address
+            return self._registry.change(row, row.record.after(event, address=to))
+
+        after = self._registry.retry(attempt)
+        self._write(after, event, AuditOutcome.DONE, None, generation)
+        return after
+
+    def _find(self, tenant: TenantId, agent_id: AgentId, generation: int | None = None) -> Row:
+        row = self._registry.find(tenant, agent_id)
+        # A revoked agent is there only for its process to end: without a generation nobody asks for that.
+        if row is None or (generation is None and row.record.state is AgentState.REVOKED):
+            raise NotFoundError(f"There is no agent {agent_id}.")
+        if generation is not None and row.record.generation != generation:
+            raise StaleGenerationError(
+                f"Generation {generation} of agent {agent_id} is over; it has come to {row.record.generation}.",
+                hint="Leave its record alone.",
+            )
+        return row
+
+    def _write(
+        self, record: AgentRecord, event: AgentEvent, outcome: AuditOutcome, decision: Decision | None, generation: int
+    ) -> None:
+        self._journal.write(
+            AuditAction.LIFECYCLE_TRANSITION,
+            outcome,
+            tenant=record.tenant,
+            agent=record.spec.agent_id,
+            decision=decision,
+            detail={"event": event.value, "state": record.state.value, "generation": generation},
+        )
+
+
+def _ended(record: AgentRecord, event: AgentEvent) -> AgentRecord:
+    """Return the record of a process that ended; what ended otherwise than its state foresees was lost."""
+    if event is AgentEvent.DRAINED and record.state is AgentState.LIVE:
+        record = record.after(AgentEvent.DRAIN)
+    foreseen = {AgentState.STARTING: AgentEvent.START_FAILED, AgentState.DRAINING: AgentEvent.DRAINED}
+    return record.after(event if foreseen.get(record.state) is event else AgentEvent.LOST)

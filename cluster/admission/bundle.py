@@ -1,0 +1,103 @@
+"""The policy bundle: all rules and all data, read once, checked, and named by one digest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import yaml
+from pydantic import ValidationError
+
+from cluster.admission.catalog import Catalog
+from cluster.errors import ConfigurationError, FieldError
+
+_MAX_FILE_BYTES: Final = 1 << 20
+_TEST_SUFFIX: Final = "_test.rego"
+
+
+@dataclass(frozen=True)
+class PolicyBundle:
+    """Rules and data of one revision. Two bundles with one digest decide everything alike."""
+
+    revision: str
+    # SHA-256 (hex) over names and contents of all files, in order of their names.
+    digest: str
+    # File name and text of each rule file, tests left out.
+    modules: tuple[tuple[str, str], ...]
+    catalog: Catalog
+    # The document that the rules see: {"catalog": …}.
+    data_json: str
+
+
+def load_bundle(folder: Path) -> PolicyBundle:
+    """Return the bundle of `folder` (`*.rego`, `data/*.yaml`).
+
+    Raises ConfigurationError, which names file and field, when anything is missing, unknown or of the wrong form: there
+    is no partly loaded policy.
+    """
+    rules = sorted(p for p in folder.glob("*.rego") if not p.name.endswith(_TEST_SUFFIX))
+    data = sorted((folder / "data").glob("*.yaml"))
+    if not rules or not data:
+        raise ConfigurationError(
+            f"There is no policy in {folder}: it needs *.rego and data/*.yaml.",
+            hint="Set SOVEREIGN_POLICY_DIR to a folder that has them.",
+        )
+    digest = hashlib.sha256()
+    texts: dict[Path, str] = {}
+    for path in (*rules, *data):
+        content = _read(path)
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        try:
+            texts[path] = content.decode()
+        except UnicodeDecodeError as e:
+            raise ConfigurationError(f"The policy file {path} is not UTF-8 at byte {e.start}.") from None
+    catalog = _catalog({p.stem: _yaml(p, texts[p]) for p in data}, folder)
+    return PolicyBundle(
+        revision=catalog.manifest.revision,
+        digest=digest.hexdigest(),
+        modules=tuple((p.name, texts[p]) for p in rules),
+        catalog=catalog,
+        data_json=orjson.dumps({"catalog": catalog.model_dump(mode="json")}).decode(),
+    )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key can stand only once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raises a YAMLError for a key that stands twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as e:
+        raise ConfigurationError(f"The policy file {path} is not YAML that can be taken: {e}") from None
+
+
+def _catalog(files: dict[str, Any], folder: Path) -> Catalog:
+    try:
+        return Catalog.model_validate(files)
+    except ValidationError as e:
+        errors = [FieldError(".".join(map(str, x["loc"])) or "data", x["msg"].removeprefix("Value error, ")) for x in e.errors()]
+    raise ConfigurationError(f"The policy data in {folder / 'data'} can't be taken; no policy was loaded.", errors=errors)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise ConfigurationError(f"The policy file {path} can't be read: {e.strerror}.") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise ConfigurationError(f"The policy file {path} has {len(content)} bytes; the most is {_MAX_FILE_BYTES}.")
+    return content

@@ -1,0 +1,201 @@
+"""The data that policies decide over: `policies/data/*.yaml`, checked against this schema when it is loaded.
+
+Quantities become whole numbers here, so that rules and quotas compute with the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
+from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
+from cluster.identity.ids import TenantId
+
+
+def _without_repetition(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("has a name twice")
+    return names
+
+
+_Cpu = Annotated[int, BeforeValidator(parse_cpu)]
+_Memory = Annotated[int, BeforeValidator(parse_memory)]
+_Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500)]
+_Names = Annotated[list[_Text], AfterValidator(_without_repetition)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Described(_Entry):
+    """A name that policies may use, with what it means."""
+
+    description: _Text
+
+
+class Capability(Described):
+    """What an agent may be for, the tools that follow, and what must be done before an agent with it exists."""
+
+    tools: _Names = []
+    obligations: _Names = []
+
+
+class Egress(Described):
+    """A place outside, as host names; "*." at the front stands for any name below."""
+
+    hosts: _Names
+
+
+class Bounds(_Entry):
+    """The least and the most of something, both included."""
+
+    min: int
+    max: int
+    min_text: str
+    max_text: str
+
+
+class AgentLimits(_Entry):
+    """What one agent may declare."""
+
+    cpu_milli: Bounds
+    memory_bytes: Bounds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_quantities(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or set(value) != {"cpu", "memory"}:
+            raise ValueError("must have exactly the fields cpu and memory")
+        bounds = {}
+        for name, field, parse, show in (
+            ("cpu", "cpu_milli", parse_cpu, format_cpu),
+            ("memory", "memory_bytes", parse_memory, format_memory),
+        ):
+            pair = value[name]
+            if not isinstance(pair, dict) or set(pair) != {"min", "max"}:
+                raise ValueError(f"{name} must have exactly the fields min and max")
+            low, high = parse(pair["min"]), parse(pair["max"])
+            if low > high:
+                raise ValueError(f"{name}.min is more than {name}.max")
+            bounds[field] = {"min": low, "max": high, "min_text": show(low), "max_text": show(high)}
+        return bounds
+
+
+class Quota(_Entry):
+    """What all registered agents of one tenant may declare together."""
+
+    cpu: _Cpu
+    memory: _Memory
+    agents: int = Field(ge=0, le=10_000_000)
+
+    @property
+    def resources(self) -> Resources:
+        """CPU and memory of it."""
+        return Resources(self.cpu, self.memory)
+
+
+class DefaultResources(_Entry):
+    """The resources of an agent that declares none."""
+
+    cpu: _Cpu
+    memory: _Memory
+
+
+class DefaultPolicy(_Entry):
+    """The security policy of a registration that names none."""
+
+    agent_type: _Text
+    model: _Text
+    resources: DefaultResources
+    data_access_level: _Text
+    max_iterations: int = Field(10, ge=1, le=MAX_ITERATIONS)
+    network_access: _Names = []
+    compliance: _Names = []
+
+    def to_spec_defaults(self) -> SpecDefaults:
+        """Return it as the values that complete a registration."""
+        return SpecDefaults(
+            agent_type=self.agent_type,
+            model=self.model,
+            resources=Resources(self.resources.cpu, self.resources.memory),
+            data_access_level=self.data_access_level,
+            max_iterations=self.max_iterations,
+            network_access=tuple(sorted(self.network_access)),
+            compliance=tuple(sorted(self.compliance)),
+        )
+
+
+class Plan(_Entry):
+    """What a tenant may register."""
+
+    quota: Quota
+    agent_limits: AgentLimits
+    max_iterations: int = Field(ge=1, le=MAX_ITERATIONS)
+    max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
+    capabilities: _Names
+    agent_types: _Names
+    models: _Names
+    egress: _Names
+    data_access_levels: _Names
+    compliance: _Names
+    defaults: DefaultPolicy
+
+
+class Tenant(_Entry):
+    """Whose agents may exist here."""
+
+    plan: _Text
+    active: bool
+
+
+class Manifest(_Entry):
+    """The bundle's own name."""
+
+    revision: _Text
+
+
+class Catalog(_Entry):
+    """All of the data, each file under its name; every name that a file uses is defined in the file it belongs to."""
+
+    manifest: Manifest
+    capabilities: dict[str, Capability]
+    agent_types: dict[str, Described]
+    tools: dict[str, Described]
+    egress: dict[str, Egress]
+    data_access_levels: dict[str, Described]
+    compliance: dict[str, Described]
+    models: dict[str, Described]
+    plans: dict[str, Plan]
+    tenants: dict[TenantId, Tenant]
+
+    @model_validator(mode="after")
+    def _names_are_defined(self) -> Catalog:
+        wrong = [f"{where} names {name!r}, which is not defined" for where, name, known in self._uses() if name not in known]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _uses(self) -> list[tuple[str, str, Any]]:
+        uses: list[tuple[str, str, Any]] = []
+        for name, capability in self.capabilities.items():
+            uses += [(f"capabilities.{name}.tools", t, self.tools) for t in capability.tools]
+        for name, tenant in self.tenants.items():
+            uses.append((f"tenants.{name}.plan", tenant.plan, self.plans))
+        for name, plan in self.plans.items():
+            at, defaults = f"plans.{name}", plan.defaults
+            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance"):
+                uses += [(f"{at}.{field}", n, getattr(self, field)) for n in getattr(plan, field)]
+            uses += [(f"{at}.models", m.partition(":")[0], self.models) for m in plan.models]
+            uses.append((f"{at}.defaults.agent_type", defaults.agent_type, plan.agent_types))
+            uses.append((f"{at}.defaults.data_access_level", defaults.data_access_level, plan.data_access_levels))
+            uses += [(f"{at}.defaults.network_access", n, plan.egress) for n in defaults.network_access]
+            uses += [(f"{at}.defaults.compliance", n, plan.compliance) for n in defaults.compliance]
+        return uses
+
+    def plan_of(self, tenant: str) -> Plan | None:
+        """Return the plan of `tenant`, or None when there is no such tenant."""
+        known = self.tenants.get(TenantId(tenant))
+        return self.plans[known.plan] if known else None

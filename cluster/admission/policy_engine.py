@@ -1,0 +1,34 @@
+"""The port of the policy engine. It fails closed: whatever is not a clean answer is an error, and an error is a deny."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from cluster.errors import UnavailableError
+
+
+class PolicyEngineError(UnavailableError):
+    """The engine did not answer cleanly: an error, a panic, too late, or nothing defined. Callers deny."""
+
+    code = "policy_engine"
+
+
+class PolicyEngine(Protocol):
+    """Evaluates one bundle; safe to use from many threads."""
+
+    @property
+    def revision(self) -> str:
+        """The revision of the bundle that it evaluates."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bundle that it evaluates."""
+        ...
+
+    def evaluate(self, entrypoint: str, input_json: str) -> dict[str, Any]:
+        """Return the object at `entrypoint` ("data.sovereign.admission.decision") for the input, a JSON text.
+
+        Raises PolicyEngineError for everything that is not an object: also when the rule is undefined.
+        """
+        ...

@@ -1,0 +1,372 @@
+"""The one gate: who registers an agent, wakes it or takes it away does so through here (walk 1 of the design).
+
+Decide → journal the decision, on disk → one coordination transaction (row, quota, key, fenced by the epoch) → journal the
+outcome, on disk → answer. It may end at any point: a decision without a row is void, and `recover` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.admission.activator import Activator
+from cluster.admission.admission import Decision, FailedCheck, admission_request, decide, invocation_request
+from cluster.admission.bundle import PolicyBundle
+from cluster.admission.decision_journal import DecisionJournal, FactSink
+from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.quota_use import QuotaUse
+from cluster.admission.recovery import recover
+from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.agents.lifecycle import AgentEvent, AgentState
+from cluster.agents.record import AgentRecord
+from cluster.agents.registration import RegistrationRequest
+from cluster.agents.spec import AgentSpec, Resources, SpecDefaults
+from cluster.clock import Clock
+from cluster.coordination.coordination import Coordination
+from cluster.coordination.epochs import fence
+from cluster.errors import (
+    AdmissionDeniedError,
+    ConflictError,
+    FieldError,
+    NotFoundError,
+    SovereignError,
+    StorageError,
+    UnavailableError,
+)
+from cluster.identity.ids import AgentId, TenantId
+from cluster.identity.principal import Principal
+from cluster.identity.roles import Scope
+from cluster.journal.audit_event import AuditAction, AuditOutcome
+
+WRITER_ID: Final = "governance"
+# The epoch of the governor's journal is its fencing token too: whoever registers a later journal is the governor.
+EPOCH_NAME: Final = f"journal.{WRITER_ID}"
+# Spelled here, because the registrar's own `list` hides the builtin inside its class.
+LiveRows = list[LiveRow]
+_Records = list[AgentRecord]
+# What completes a registration of a tenant that has no plan: it is refused, and nothing of it is allowed anywhere.
+_NO_PLAN: Final = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data_access_level="")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """An agent that is registered; `created` is false when it was registered before by the same request."""
+
+    record: AgentRecord
+    created: bool
+
+    @property
+    def answer(self) -> dict[str, str]:
+        """What the caller is told."""
+        return {"status": "registered", "agent_id": str(self.record.spec.agent_id), "security_clearance": "validated"}
+
+
+class Registrar:
+    """Governance's ledger; safe to use from many threads. A later epoch's registrar ends this one's power to change."""
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        engine: PolicyEngine,
+        bundle: PolicyBundle,
+        journal: FactSink,
+        *,
+        clock: Clock,
+        epoch: int,
+        node: str,
+        journal_dir: Path,
+    ) -> None:
+        """Take over as the governor of `epoch`; its journal must be registered and open (`wiring.build_registrar`)."""
+        self._coordination = coordination
+        self._engine = engine
+        self._bundle = bundle
+        self._clock = clock
+        self._epoch = epoch
+        self._journal_dir = journal_dir
+        self._journal = DecisionJournal(journal, clock)
+        self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
+        self._activator = Activator(self._registry, engine, self._journal, node=node)
+        # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
+        self._tenant_locks = tuple(threading.Lock() for _ in range(64))
+
+    def register(
+        self, principal: Principal, request: RegistrationRequest, *, request_id: str = "", idempotency_key: str = ""
+    ) -> Registration:
+        """Register an agent of the principal's tenant; the same request again gets the same answer and changes nothing.
+
+        Raises AdmissionDeniedError with every failed check, QuotaExceededError, ConflictError when the id or the key stands
+        for something else, StorageError when the decision can't be written (nothing happened then).
+        """
+        tenant, key = principal.tenant, digest_key(idempotency_key)
+        plan = self._bundle.catalog.plan_of(tenant)
+        spec = request.to_spec(plan.defaults.to_spec_defaults() if plan else _NO_PLAN)
+        fingerprint = request.fingerprint()
+        if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
+            return known
+        decision = self._decide(principal, spec, request_id)
+        record = AgentRecord(
+            tenant=tenant,
+            project=principal.project,
+            spec=spec,
+            tools=decision.tools,
+            decision_id=decision.decision_id,
+            policy_revision=decision.revision,
+            policy_digest=decision.digest,
+            registered_by=principal.subject,
+            created_us=self._clock.now_us(),
+            idempotency=key,
+        )
+        try:
+            registration = self._admit(record, fingerprint)
+        except SovereignError as e:
+            registration = self._look_again(record, e, request_id)
+        # Not created: the same request of another thread was faster, and this decision is not what the row stands on.
+        outcome, reason = (AuditOutcome.DONE, "") if registration.created else (AuditOutcome.VOID, "registered already")
+        self._outcome(record, outcome, reason, request_id)
+        return registration
+
+    def get(self, tenant: TenantId, agent_id: AgentId) -> AgentRecord:
+        """Return one agent; raises NotFoundError, also for another tenant's and for one that is being removed."""
+        row = self._registry.find(tenant, agent_id)
+        if row is None or row.record.state is AgentState.REVOKED:
+            raise not_found(agent_id)
+        return row.record
+
+    def list(self, tenant: TenantId, after: str, limit: int) -> _Records:
+        """Return up to `limit` agents of `tenant` in order of their ids, from the first one greater than `after` on."""
+        found: _Records = []
+        for record in self._registry.page(tenant, after, limit):
+            if len(found) >= limit:
+                break
+            if record.state is not AgentState.REVOKED:
+                found.append(record)
+        return found
+
+    def remove(self, tenant: TenantId, agent_id: AgentId, principal: Principal, *, request_id: str = "") -> AgentRecord:
+        """Revoke an agent: it never wakes again. Returns the record as it was left.
+
+        Without a process its row is gone and its quota is back (state `absent`). Otherwise it is `revoked`: end the
+        process, then call `mark_passive`, which removes the row. Raises NotFoundError, AdmissionDeniedError.
+        """
+        row = self._registry.find(tenant, agent_id)
+        if row is None or row.record.state is AgentState.REVOKED:
+            raise not_found(agent_id)
+        decision = decide(self._engine, invocation_request(principal, "remove", tenant))
+        outcome = AuditOutcome.ALLOWED if decision.allow else AuditOutcome.DENIED
+        self._removal(row.record, outcome, actor=principal.subject, decision=decision, request_id=request_id)
+        if not decision.allow:
+            if any(f.name == "same_tenant" for f in decision.failed):
+                raise not_found(agent_id)
+            raise _denied(f"Agent {agent_id} can't be removed", decision)
+        try:
+            with self._lock(tenant):
+                record = self._registry.retry(lambda: self._revoke_or_delete(tenant, agent_id))
+        except SovereignError as e:
+            # Whether an unavailable store did it is left to recovery, which looks.
+            if not isinstance(e, UnavailableError):
+                self._removal(
+                    row.record,
+                    AuditOutcome.VOID,
+                    actor=principal.subject,
+                    decision=decision,
+                    request_id=request_id,
+                    reason=e.code,
+                )
+            raise
+        self._removal(record, AuditOutcome.DONE, actor=principal.subject, decision=decision, request_id=request_id)
+        return record
+
+    def check_activation(self, tenant: TenantId, agent_id: AgentId) -> Decision:
+        """Return what today's policy says to waking this agent, without waking it; raises NotFoundError."""
+        return self._activator.ask(self.get(tenant, agent_id))
+
+    def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
+        """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
+
+        The journal of that generation is registered in the same transaction. Raises NotFoundError, AdmissionDeniedError,
+        IllegalTransitionError when it is not passive.
+        """
+        return self._activator.begin_start(tenant, agent_id)
+
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
+        """Record that a starting generation answers at `address`; raises StaleGenerationError, IllegalTransitionError."""
+        return self._activator.mark_live(tenant, agent_id, generation, address)
+
+    def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
+        """Record that a live generation takes no new calls; raises StaleGenerationError, IllegalTransitionError."""
+        return self._activator.mark_draining(tenant, agent_id, generation)
+
+    def mark_passive(self, tenant: TenantId, agent_id: AgentId, generation: int, reason: str) -> AgentRecord:
+        """Record that a generation has no process any more (`reason`: start_failed, drained, lost).
+
+        A revoked agent's row goes now, and its quota comes back. Doing it twice changes nothing. Raises NotFoundError,
+        StaleGenerationError when a later generation has begun.
+        """
+        return self._activator.mark_passive(tenant, agent_id, generation, reason)
+
+    def recover(self) -> None:
+        """Say what became of every decision that an earlier governor left open; call it before anything else."""
+        recover(
+            self._coordination,
+            self._registry,
+            self._journal,
+            directory=self._journal_dir,
+            writer_id=WRITER_ID,
+            epoch=self._epoch,
+        )
+
+    def live_rows(self) -> LiveRows:
+        """Return every agent of which a process may exist; the cost depends on their number alone."""
+        return [*self._registry.live()]
+
+    def quota(self, tenant: TenantId) -> dict[str, Any]:
+        """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
+        use, plan = self._registry.quota_use(tenant), self._bundle.catalog.plan_of(tenant)
+        bound = plan.quota if plan else None
+        return {
+            "cpu_milli": {"used": use.resources.cpu_milli, "limit": bound.cpu if bound else 0},
+            "memory_bytes": {"used": use.resources.memory_bytes, "limit": bound.memory if bound else 0},
+            "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
+        }
+
+    def policy_status(self) -> dict[str, str]:
+        """Return revision and digest of the policy that decides here."""
+        return {"revision": self._engine.revision, "digest": self._engine.digest}
+
+    def close(self) -> None:
+        """End the journal and let go of the coordination store."""
+        self._journal.close()
+        self._coordination.close()
+
+    def _decide(self, principal: Principal, spec: AgentSpec, request_id: str) -> Decision:
+        """Return the decision that allows it, on disk; raises AdmissionDeniedError, journalled too."""
+        decision = decide(self._engine, admission_request(principal, spec))
+        # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
+        unmet = tuple(FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations)
+        allowed = decision.allow and not unmet
+        self._journal.write(
+            AuditAction.ADMISSION_DECIDE,
+            AuditOutcome.ALLOWED if allowed else AuditOutcome.DENIED,
+            tenant=principal.tenant,
+            agent=spec.agent_id,
+            actor=principal.subject,
+            decision=decision,
+            request_id=request_id,
+            detail={"spec_digest": spec.digest},
+            sync=allowed,
+        )
+        if not allowed:
+            raise _denied(f"Agent {spec.agent_id} was not admitted", decision, unmet)
+        return decision
+
+    def _admit(self, record: AgentRecord, fingerprint: str) -> Registration:
+        with self._lock(record.tenant):
+            return self._registry.retry(lambda: self._try_to_admit(record, fingerprint))
+
+    def _try_to_admit(self, record: AgentRecord, fingerprint: str) -> Registration:
+        tenant, spec = record.tenant, record.spec
+        if known := self._known(tenant, spec, record.idempotency, fingerprint):
+            return known
+        plan = self._bundle.catalog.plan_of(tenant)
+        if plan is None:
+            raise NotFoundError(f"There is no tenant {tenant}.")
+        quota = plan.quota
+        # A name that was used before starts above its last generation, so that no key or actor name ever comes back.
+        new = replace(record, generation=self._registry.retired_generation(tenant, spec.agent_id))
+
+        def with_it(used: QuotaUse) -> QuotaUse:
+            used.require_room(spec, quota, tenant)
+            return used.plus(spec)
+
+        self._registry.create(new, with_it, fingerprint)
+        return Registration(new, created=True)
+
+    def _known(self, tenant: TenantId, spec: AgentSpec, key: str, fingerprint: str) -> Registration | None:
+        """Return the registration that this one repeats; raises ConflictError when the key or the id stands for another."""
+        if (kept := self._registry.idempotent(tenant, key)) is not None:
+            if kept[0] != fingerprint:
+                raise ConflictError(
+                    "This Idempotency-Key was used for another registration.", hint="Use a new key for each new request."
+                )
+            row = self._registry.find(tenant, kept[1])
+            if row is not None and row.record.state is not AgentState.REVOKED:
+                return Registration(row.record, created=False)
+        row = self._registry.find(tenant, spec.agent_id)
+        if row is None:
+            return None
+        if row.record.state is AgentState.REVOKED:
+            raise ConflictError(f"Agent {spec.agent_id} is just being removed.", hint="Try again in a moment.", retry_after_s=1.0)
+        if row.record.spec.digest != spec.digest:
+            raise ConflictError(
+                f"Agent {spec.agent_id} is registered with another specification.",
+                hint="Remove it first, or choose another agent_id.",
+            )
+        return Registration(row.record, created=False)
+
+    def _look_again(self, record: AgentRecord, error: SovereignError, request_id: str) -> Registration:
+        """Return the registration if it is there in spite of `error`; otherwise say that its decision is void, and raise."""
+        if isinstance(error, UnavailableError) and not isinstance(error, DeposedError):
+            # The store did not say whether it wrote. If it can't be asked either, recovery will.
+            row = self._registry.find(record.tenant, record.spec.agent_id)
+            if row is not None and row.record.decision_id == record.decision_id:
+                return Registration(row.record, created=True)
+        with contextlib.suppress(StorageError):
+            self._outcome(record, AuditOutcome.VOID, error.code, request_id)
+        raise error
+
+    def _outcome(self, record: AgentRecord, outcome: AuditOutcome, reason: str, request_id: str) -> None:
+        self._journal.write(
+            AuditAction.ADMISSION_OUTCOME,
+            outcome,
+            tenant=record.tenant,
+            agent=record.spec.agent_id,
+            decision_id=record.decision_id,
+            request_id=request_id,
+            reason=reason,
+            sync=True,
+        )
+
+    def _revoke_or_delete(self, tenant: TenantId, agent_id: AgentId) -> AgentRecord:
+        row = self._registry.find(tenant, agent_id)
+        if row is None or row.record.state is AgentState.REVOKED:
+            raise not_found(agent_id)
+        if row.record.state is AgentState.PASSIVE:
+            self._registry.delete(row)
+            return row.record.after(AgentEvent.REMOVE)
+        return self._registry.change(row, row.record.after(AgentEvent.REVOKE, address=row.record.address))
+
+    def _removal(
+        self, record: AgentRecord, outcome: AuditOutcome, *, actor: str, decision: Decision, request_id: str, reason: str = ""
+    ) -> None:
+        self._journal.write(
+            AuditAction.LIFECYCLE_TRANSITION,
+            outcome,
+            tenant=record.tenant,
+            agent=record.spec.agent_id,
+            actor=actor,
+            decision=decision,
+            request_id=request_id,
+            reason=reason,
+            detail={"event": AgentEvent.REMOVE.value, "state": record.state.value, "generation": record.generation},
+            sync=True,
+        )
+
+    def _lock(self, tenant: TenantId) -> threading.Lock:
+        return self._tenant_locks[hash(tenant) % len(self._tenant_locks)]
+
+
+def not_found(agent_id: AgentId) -> NotFoundError:
+    """Return the one error for an agent that is not there, or is not the caller's."""
+    return NotFoundError(f"There is no agent {agent_id}.", hint="List the agents to see which there are.")
+
+
+def _denied(what: str, decision: Decision, unmet: tuple[FailedCheck, ...] = ()) -> AdmissionDeniedError:
+    errors = [*decision.field_errors(), *(FieldError(f.name, f.message) for f in unmet)]
+    return AdmissionDeniedError(
+        f"{what}: {len(errors)} check(s) of policy {decision.revision} did not pass.",
+        hint=f"The decision is recorded as {decision.decision_id}.",
+        errors=errors,
+    )

@@ -1,0 +1,197 @@
+"""The rows that registration and activation change, and the operations that change them, each fenced by the governor's epoch.
+
+/tenants/<tenant>/agents/<agent>        the record
+/tenants/<tenant>/quota                 what all records of the tenant hold together
+/tenants/<tenant>/idempotency/<digest>  which registration a key stands for, as long as that is registered
+/tenants/<tenant>/retired/<agent>       the last generation of a removed agent, so that its name starts above it again
+/live/<tenant>.<agent>                  exists while a process of the agent may exist
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import orjson
+
+from cluster.admission.quota_use import QuotaUse
+from cluster.agents.lifecycle import AgentState
+from cluster.agents.record import AgentRecord
+from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
+from cluster.errors import ConflictError, IntegrityError, UnavailableError
+from cluster.identity.ids import AgentId, TenantId
+
+T = TypeVar("T")
+_ATTEMPTS = 100
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record as it was read, with the version that a change of it must still find."""
+
+    record: AgentRecord
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    """An agent of which a process may exist."""
+
+    tenant: str
+    agent_id: str
+    generation: int
+    state: str
+    address: str
+
+
+class DeposedError(UnavailableError):
+    """A later governor has begun: this one may change nothing any more."""
+
+    code = "deposed"
+
+
+class Registry:
+    """Reads and changes the rows. Every change holds only while this governor's epoch does."""
+
+    def __init__(self, coordination: Coordination, fence: Check) -> None:
+        self._coordination = coordination
+        self._fence = fence
+
+    def find(self, tenant: TenantId, agent: AgentId) -> Row | None:
+        """Return the row of an agent, or None."""
+        node = self._coordination.get(_agent_path(tenant, agent))
+        return Row(AgentRecord.from_bytes(node.value), node.version) if node else None
+
+    def page(self, tenant: TenantId, after: str, limit: int) -> Iterator[AgentRecord]:
+        """Yield at least `limit` records of `tenant` in order of agent id after `after`, or all that there are."""
+        while names := self._coordination.children(f"/tenants/{tenant}/agents", after=after, limit=max(1, limit)):
+            for name in names:
+                if (row := self.find(tenant, AgentId(name))) is not None:
+                    yield row.record
+            after = names[-1]
+
+    def live(self) -> Iterator[LiveRow]:
+        """Yield every agent of which a process may exist."""
+        after = ""
+        while names := self._coordination.children("/live", after=after, limit=_PAGE):
+            for name in names:
+                tenant, _, agent = name.partition(".")
+                if (row := self.find(TenantId(tenant), AgentId(agent))) is None:
+                    raise IntegrityError(f"/live/{name} stands without a record.")
+                r = row.record
+                yield LiveRow(tenant, agent, r.generation, r.state.value, r.address)
+            after = names[-1]
+
+    def idempotent(self, tenant: TenantId, key_digest: str) -> tuple[str, AgentId] | None:
+        """Return fingerprint and agent of the registration that was made under a key, or None."""
+        node = self._coordination.get(_key_path(tenant, key_digest)) if key_digest else None
+        if node is None:
+            return None
+        stored = orjson.loads(node.value)
+        return stored["fingerprint"], AgentId(stored["agent_id"])
+
+    def quota_use(self, tenant: TenantId) -> QuotaUse:
+        """Return what the tenant's agents hold."""
+        return self._quota(tenant)[0]
+
+    def retired_generation(self, tenant: TenantId, agent: AgentId) -> int:
+        """Return the last generation of a removed agent of this name; 0 without one."""
+        node = self._coordination.get(_retired_path(tenant, agent))
+        return int(node.value) if node else 0
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns, and repeat it while others change what it read.
+
+        Raises DeposedError once a later governor has begun, UnavailableError when others win too often.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                return attempt()
+            except CoordinationConflictError as e:
+                if e.path == self._fence.path:
+                    raise DeposedError("A later governor has taken over; this one changed nothing.", retry_after_s=1.0) from None
+        raise UnavailableError("Others change the same agents too often.", hint="Try again in a moment.", retry_after_s=1.0)
+
+    def create(self, record: AgentRecord, use: Callable[[QuotaUse], QuotaUse], fingerprint: str) -> None:
+        """Make the row of a new agent, with its quota and key, in one transaction; `use` says what the quota becomes."""
+        tenant, agent = record.tenant, record.spec.agent_id
+        ops: list[Op] = [Create(_agent_path(tenant, agent), record.to_bytes()), self._quota_op(tenant, use)]
+        if record.idempotency:
+            value = orjson.dumps({"fingerprint": fingerprint, "agent_id": agent})
+            ops.append(Create(_key_path(tenant, record.idempotency), value))
+        if record.generation:
+            ops.append(Delete(_retired_path(tenant, agent)))
+        self._transact(ops)
+
+    def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
+        """Replace the row by `record`, keep the list of live agents right, and do `more`, in one transaction."""
+        live = _live_path(record)
+        ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version), *more]
+        was_passive, is_passive = (r.state is AgentState.PASSIVE for r in (row.record, record))
+        if was_passive and not is_passive:
+            ops.append(Create(live, b"{}"))
+        elif is_passive and not was_passive:
+            ops.append(Delete(live))
+        self._transact(ops)
+        return record
+
+    def delete(self, row: Row) -> None:
+        """Remove the row and give its quota back, in one transaction."""
+        record = row.record
+        tenant, agent = record.tenant, record.spec.agent_id
+        ops: list[Op] = [
+            Delete(_agent_path(tenant, agent), row.version),
+            self._quota_op(tenant, lambda used: used.minus(record.spec)),
+        ]
+        if record.state is not AgentState.PASSIVE:
+            ops.append(Delete(_live_path(record)))
+        if record.idempotency:
+            ops.append(Delete(_key_path(tenant, record.idempotency)))
+        if record.generation:
+            ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
+        self._transact(ops)
+
+    def _transact(self, ops: list[Op]) -> None:
+        self._coordination.transact([self._fence, *ops])
+
+    def _quota(self, tenant: TenantId) -> tuple[QuotaUse, int | None]:
+        node = self._coordination.get(_quota_path(tenant))
+        return (QuotaUse.from_bytes(node.value), node.version) if node else (QuotaUse(), None)
+
+    def _quota_op(self, tenant: TenantId, use: Callable[[QuotaUse], QuotaUse]) -> Op:
+        # Bound to the version that was read: two at the edge of the quota can't both find room.
+        used, version = self._quota(tenant)
+        value = use(used).to_bytes()
+        return Create(_quota_path(tenant), value) if version is None else Set(_quota_path(tenant), value, version)
+
+
+def digest_key(idempotency_key: str) -> str:
+    """Return the SHA-256 (hex) under which an Idempotency-Key is kept; empty for none. Raises ConflictError for an odd one."""
+    if not idempotency_key:
+        return ""
+    if len(idempotency_key) > 255 or not idempotency_key.isascii() or not idempotency_key.isprintable():
+        raise ConflictError("The Idempotency-Key must be 1 to 255 printable ASCII characters.")
+    return hashlib.sha256(idempotency_key.encode()).hexdigest()
+
+
+def _agent_path(tenant: TenantId, agent: AgentId) -> str:
+    return f"/tenants/{tenant}/agents/{agent}"
+
+
+def _quota_path(tenant: TenantId) -> str:
+    return f"/tenants/{tenant}/quota"
+
+
+def _key_path(tenant: TenantId, key_digest: str) -> str:
+    return f"/tenants/{tenant}/idempotency/{key_digest}"
+
+
+def _retired_path(tenant: TenantId, agent: AgentId) -> str:
+    return f"/tenants/{tenant}/retired/{agent}"
+
+
+def _live_path(record: AgentRecord) -> str:
+    return f"/live/{record.tenant}.{record.spec.agent_id}"
