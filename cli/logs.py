@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -49,8 +51,9 @@ def logs(
     while follow:
         time.sleep(FOLLOW_S)
         for path in _paths(folder, component):
-            for line in _since(path, ends):
-                _show(line)
+            with contextlib.suppress(FileNotFoundError):  # tidied away between the look and the reading
+                for line in _since(path, ends):
+                    _show(line)
 
 
 def _paths(folder: Path, component: str | None) -> list[Path]:
@@ -84,9 +87,12 @@ def _tail(path: Path, count: int, end: int) -> Iterator[Line]:
 def _since(path: Path, ends: dict[Path, int]) -> Iterator[Line]:
     """Return the whole lines written after the end that was seen last, and remember the new end."""
     with path.open("rb") as file:
-        file.seek(ends.get(path, 0))
+        seen = ends.get(path, 0)
+        # A file that became shorter was rotated: what is in it now is new.
+        begin = seen if seen <= os.fstat(file.fileno()).st_size else 0
+        file.seek(begin)
         written = _whole_lines(file)
-        ends[path] = ends.get(path, 0) + len(written)
+        ends[path] = begin + len(written)
     return _parse(path, written.splitlines())
 
 

@@ -39,7 +39,6 @@ EXAMPLE_1: dict[str, Any] = {
     },
     "compliance_requirements": ["SOC2", "GDPR"],
 }
-MODEL = "local:smollm2"
 OVERREACHING: dict[str, Any] = {
     "agent_id": "overreaching-001",
     "capabilities": ["market_analysis", "payment_execution"],
@@ -120,10 +119,9 @@ class Demo:
 
     def register(self, api: httpx.Client) -> None:
         with self.step("Register an agent through governance"):
-            body = {**EXAMPLE_1, "model": MODEL}
             self.console.print("POST /api/v1/agents", style="bold")
-            self.console.print(JSON(json.dumps(body)))
-            answer = api.post("/api/v1/agents", json=body)
+            self.console.print(JSON(json.dumps(EXAMPLE_1)))
+            answer = api.post("/api/v1/agents", json=EXAMPLE_1)
             self.console.print(f"→ {answer.status_code}")
             self.console.print(JSON(answer.text))
             expected = {"status": "registered", "agent_id": "strategic-planner-001", "security_clearance": "validated"}

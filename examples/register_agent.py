@@ -27,7 +27,7 @@ async def main() -> None:
     )
     print(json.dumps(registration, indent=2))
     try:
-        await governance.register_agent(agent_id="overreaching-001", capabilities=["market_analysis", "launch_missiles"])
+        await governance.register_agent(agent_id="overreaching-001", capabilities=["market_analysis", "payment_execution"])
     except SovereignError as refused:
         print(f"\nRefused, as it should be:\n{refused}")
     await governance.aclose()

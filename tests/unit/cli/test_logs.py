@@ -78,3 +78,12 @@ def test_following_yields_whole_lines_once(tmp_path: Path) -> None:
         file.flush()
         assert [x.text for x in logs._since(path, ends)] == ["half"]
         assert not list(logs._since(path, ends))
+
+
+def test_following_goes_on_after_a_rotation(tmp_path: Path) -> None:
+    """A file that begins anew is read from its beginning."""
+    path = tmp_path / "a.log"
+    path.write_text("a long line that was seen\n")
+    ends = {path: path.stat().st_size}
+    path.write_text("new\n")
+    assert [x.text for x in logs._since(path, ends)] == ["new"]
