@@ -101,8 +101,8 @@ def _homes(mountinfo: str, membership: str) -> Iterator[tuple[str, tuple[int, Pa
             if name in own:
                 inside = os.path.relpath(own[name], root)
                 # A mount of a container shows only its own part of the tree.
-                path = Path(point) if inside.startswith("..") else Path(point) / inside
-                yield name, (2 if kind == "cgroup2" else 1, path)
+                home = Path(point) if inside.startswith("..") else Path(point) / inside
+                yield name, (2 if kind == "cgroup2" else 1, home)
 
 
 def _limit(leaf: Path, files: list[tuple[str, str]]) -> None:
