@@ -7,13 +7,16 @@ import contextlib
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cluster.telemetry.snapshots import MAX_TENANTS, OTHER, SnapshotFile, collect, render
 
-__all__ = ["Metrics", "ShipProgress", "Stage", "render"]
+if TYPE_CHECKING:
+    from cluster.lake.ship_report import ShipReport
+
+__all__ = ["Metrics", "Stage", "render"]
 
 FLUSH_INTERVAL_S = 0.5
 # Values that labels other than the tenant may have in one process; they come from the code, so the bound is a safety net.
@@ -55,25 +58,6 @@ class Stage(StrEnum):
     RESPOND = "respond"
 
 
-class ShipProgress(Protocol):
-    """What one step of the shipper did."""
-
-    @property
-    def rows(self) -> int:
-        """Rows that reached the lake in this step."""
-        ...
-
-    @property
-    def backlog_bytes(self) -> int:
-        """Journal bytes that are not in the lake yet."""
-        ...
-
-    @property
-    def lost_bytes(self) -> int:
-        """Journal bytes that this step found torn or damaged."""
-        ...
-
-
 class Metrics:
     """Counts and measures for one process. Every method is cheap, never waits, and never raises for what it is told."""
 
@@ -95,9 +79,22 @@ class Metrics:
         self._live = Gauge("sovereign_live_agents", "Agents that have a process.", registry=registry)
         self._wakes = Counter("sovereign_wakes", "Agents that were started for a call.", registry=registry)
         self._wake_seconds = Histogram("sovereign_wake_seconds", "How long starts took.", buckets=_SECONDS, registry=registry)
-        self._rows = Counter("sovereign_shipped_rows", "Rows that reached the lake.", registry=registry)
+        self._rows = Counter("sovereign_shipped_rows", "Rows that reached the lake.", ["stream"], registry=registry)
+        self._segments = Counter("sovereign_shipped_segments", "Objects that reached the lake.", registry=registry)
         self._backlog = Gauge("sovereign_ship_backlog_bytes", "Journal bytes that wait to be shipped.", registry=registry)
-        self._lost = Counter("sovereign_ship_lost_bytes", "Journal bytes found torn or damaged.", registry=registry)
+        self._journals = Gauge("sovereign_live_journals", "Journals that are being written.", registry=registry)
+        self._lost = Counter("sovereign_lost_calls", "Calls of ended processes without a last usage event.", registry=registry)
+        self._torn = Counter(
+            "sovereign_journal_torn_bytes", "Bytes after the last whole fact of ended journals.", registry=registry
+        )
+        self._refused_facts = Counter("sovereign_refused_facts", "Facts that are no rows.", registry=registry)
+        self._store_failures = Counter("sovereign_store_failures", "Steps in which the store took nothing.", registry=registry)
+        self._alarms = Counter(
+            "sovereign_integrity_alarms",
+            "Journals found changed, and keys in the lake with other rows.",
+            ["kind"],
+            registry=registry,
+        )
         self._known: dict[tuple[str, ...], Counter] = {}
         self._tenants: set[str] = set()
         self._words: dict[str, set[str]] = {}
@@ -161,11 +158,19 @@ class Metrics:
         if us is not None:
             self._wake_seconds.observe(us / 1_000_000)
 
-    def shipped(self, step: ShipProgress) -> None:
+    def shipped(self, step: ShipReport) -> None:
         """Note what a step of the shipper did."""
-        self._rows.inc(step.rows)
+        self._rows.labels("usage").inc(step.usage_rows)
+        self._rows.labels("audit").inc(step.audit_rows)
+        self._segments.inc(step.segments)
         self._backlog.set(step.backlog_bytes)
-        self._lost.inc(step.lost_bytes)
+        self._journals.set(step.live_journals)
+        self._lost.inc(step.lost_events)
+        self._torn.inc(step.torn_bytes)
+        self._refused_facts.inc(step.refused_facts)
+        self._store_failures.inc(bool(step.store_error))
+        self._alarms.labels("broken_journal").inc(step.broken_journals)
+        self._alarms.labels("conflict").inc(step.conflicts)
 
     def flush(self) -> None:
         """Write the snapshot now; a disk that is full or gone is left for the next time."""

@@ -7,12 +7,12 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.lake.ship_report import ShipReport
 from cluster.telemetry import snapshots
 from cluster.telemetry.metrics import MAX_WORDS, Metrics, Stage
 from cluster.telemetry.snapshots import MAX_TENANTS, RETIRED, render
@@ -51,13 +51,6 @@ def page(directory: Path) -> dict[str, float]:
     return samples
 
 
-@dataclass
-class Step:
-    rows: int = 100
-    backlog_bytes: int = 4096
-    lost_bytes: int = 3
-
-
 def test_everything_that_is_counted_is_on_the_page(tmp_path: Path) -> None:
     """Each metric has its unit in its name, its labels, and the value that it was told."""
     m = Metrics(tmp_path, "gateway")
@@ -72,7 +65,7 @@ def test_everything_that_is_counted_is_on_the_page(tmp_path: Path) -> None:
     m.live_agents(2)
     m.woken(40_000)
     m.woken()
-    m.shipped(Step())
+    m.shipped(ShipReport(1, 100, 7, 2, 1, 30, 4, 5, 6, 4096, 3, "503", 1.0))
     m.flush()
     got = page(tmp_path)
     assert got["sovereign_requests_total{door=openai,status=200}"] == 1
@@ -87,9 +80,14 @@ def test_everything_that_is_counted_is_on_the_page(tmp_path: Path) -> None:
     assert got["sovereign_refusals_total{reason=grant:replayed}"] == 1
     assert (got["sovereign_queue_depth"], got["sovereign_live_agents"]) == (3, 2)
     assert (got["sovereign_wakes_total"], got["sovereign_wake_seconds_count"]) == (2, 1)
-    assert got["sovereign_shipped_rows_total"] == 100
-    assert got["sovereign_ship_backlog_bytes"] == 4096
-    assert got["sovereign_ship_lost_bytes_total"] == 3
+    assert got["sovereign_shipped_segments_total"] == 1
+    assert got["sovereign_shipped_rows_total{stream=usage}"] == 100
+    assert got["sovereign_shipped_rows_total{stream=audit}"] == 7
+    assert (got["sovereign_ship_backlog_bytes"], got["sovereign_live_journals"]) == (4096, 3)
+    assert (got["sovereign_lost_calls_total"], got["sovereign_journal_torn_bytes_total"]) == (2, 30)
+    assert got["sovereign_integrity_alarms_total{kind=broken_journal}"] == 4
+    assert got["sovereign_integrity_alarms_total{kind=conflict}"] == 5
+    assert (got["sovereign_refused_facts_total"], got["sovereign_store_failures_total"]) == (6, 1)
     assert got["sovereign_processes{component=gateway}"] == 1
     assert not [name for name in got if "_created" in name]
 
