@@ -76,11 +76,8 @@ def _up_detached(settings: Settings) -> None:
 
     running = topology.read_state(settings)
     if running is not None and running.alive:
-        if running.status == "ready":
-            OUTPUT.note(f"a cluster already runs under {settings.home}")
-        else:
-            OUTPUT.note(f"a cluster is already {running.status} under {settings.home}")
-        _announce(settings, running)
+        OUTPUT.note(f"a cluster is already {'running' if running.status == 'ready' else running.status} under {settings.home}")
+        _announce(settings, _await_other(settings, running))
         return
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.log_dir.mkdir(exist_ok=True)
@@ -127,6 +124,24 @@ def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, 
                 return state
             time.sleep(POLL_S)
     raise UnavailableError(f"The cluster was not ready within {READY_TIMEOUT_S:.0f} s.", hint=f"The whole log is in {log}.")
+
+
+def _await_other(settings: Settings, running: ClusterState) -> ClusterState:
+    """Return the state of a cluster that someone else started, once it is ready."""
+    from actors import topology
+
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    state: ClusterState | None = running
+    with OUTPUT.progress("waiting until it is ready"):
+        while state is not None and state.alive and state.status == "starting" and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            state = topology.read_state(settings)
+    if state is None or not state.alive or state.status != "ready":
+        raise UnavailableError(
+            f"The cluster under {settings.home} did not become ready.",
+            hint="Try again once `sovereign status` says that nothing runs.",
+        )
+    return state
 
 
 def _why(log: Path, begin: int, code: int) -> SovereignError:
