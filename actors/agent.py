@@ -81,7 +81,7 @@ class LiveAgent:
         from cluster import wiring
         from cluster.agents.enforcement import enforce
 
-        settings, resources = order.settings, order.record.spec.resources
+        settings, spec = order.settings, order.record.spec
         configure_logging("agent", level=settings.log_level, directory=settings.log_dir)
         clock = SystemClock()
         journal = JournalWriter(
@@ -90,11 +90,17 @@ class LiveAgent:
         books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
         brain = wiring.build_brain(settings, order.tenant, order.record, on_refusal=books.refused_tool)
 
-        def end_over_limit(reason: str) -> None:
-            books.over_limit(reason)
+        def end_over_limit(held: int, allowed: int) -> None:
+            books.over_limit(f"held {held} bytes of {allowed} allowed")
             os.kill(os.getpid(), signal.SIGKILL)  # at once: neighbours must not pay for it
 
-        enforcement = enforce(resources, name=f"{order.writer_id}.g{order.generation}", on_exceeded=end_over_limit)
+        enforcement = enforce(
+            cpu_milli=spec.resources.cpu_milli,
+            memory_bytes=spec.resources.memory_bytes,
+            cluster=settings.run_dir.name,
+            agent=f"{order.tenant}-{spec.agent_id}-g{order.generation}",
+            on_breach=end_over_limit,
+        )
         agent = cls(order, books, brain, enforcement)
         agent._port = await agent._server.start(settings.host)
         return agent
@@ -110,7 +116,7 @@ class LiveAgent:
             "port": self._port,
             "pid": os.getpid(),
             "running": self._books.running,
-            "enforcement": self._enforcement.to_dict(),
+            "enforcement": self._enforcement.report.to_dict(),
         }
 
     async def drain(self, timeout_s: float) -> None:
@@ -118,7 +124,7 @@ class LiveAgent:
         await self._server.drain(timeout_s)
         await self._server.close()
         await self._brain.close()
-        self._enforcement.release()
+        self._enforcement.close()
         self._books.close()
 
     async def _answer(self, incoming: IncomingCall) -> bytes:

@@ -27,7 +27,7 @@ from actors.warm_pool import WarmPool
 from cluster.admission.registrar import LiveRow, Registrar
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
-from cluster.errors import NotFoundError, SovereignError, UnavailableError
+from cluster.errors import NotFoundError, SovereignError, StaleGenerationError, UnavailableError
 from cluster.identity.grants import derive_agent_key, issue_ticket
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
@@ -169,7 +169,7 @@ class GovernanceActor:
         if (starting := self._starting.get(key)) is not None:
             await asyncio.gather(starting, return_exceptions=True)
         if (live := self._live.pop(key, None)) is not None:
-            await self._end(live)
+            await self._passivate(key, live)
         return {"status": "removed", "agent_id": agent}
 
     @_answered
@@ -244,8 +244,7 @@ class GovernanceActor:
             except (Exception, asyncio.CancelledError) as e:
                 if handle is not None:
                     ray.kill(handle)
-                with contextlib.suppress(NotFoundError):  # removed while it started
-                    await self._run(partial(self._registrar.mark_passive, tenant, agent, generation, "start_failed"))
+                await self._gone(key, generation, "start_failed")
                 if isinstance(e, SovereignError | asyncio.CancelledError):
                     raise
                 log.exception("agent did not start")
@@ -303,14 +302,17 @@ class GovernanceActor:
         if self._live.get(key) is live:
             del self._live[key]
             ray.kill(live.handle)
-            tenant, agent = TenantId(key[0]), AgentId(key[1])
-            log.warning("agent %s of %s ended by itself in generation %d", agent, tenant, live.generation)
-            with contextlib.suppress(NotFoundError):
-                await self._run(partial(self._registrar.mark_passive, tenant, agent, live.generation, "lost"))
+            log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
+            await self._gone(key, live.generation, "lost")
 
     async def _passivate(self, key: tuple[str, str], live: _Live) -> None:
         await self._end(live)
-        await self._run(partial(self._registrar.mark_passive, TenantId(key[0]), AgentId(key[1]), live.generation, "drained"))
+        await self._gone(key, live.generation, "drained")
+
+    async def _gone(self, key: tuple[str, str], generation: int, reason: str) -> None:
+        """Record that a generation has no process any more; nothing is to be done when its row went on without it."""
+        with contextlib.suppress(NotFoundError, StaleGenerationError):
+            await self._run(partial(self._registrar.mark_passive, TenantId(key[0]), AgentId(key[1]), generation, reason))
 
     async def _end(self, live: _Live) -> None:
         with contextlib.suppress(RayError, TimeoutError):
@@ -345,9 +347,7 @@ class GovernanceActor:
                     self._watch(key, live)
                     return
                 ray.kill(handle)
-        await self._run(
-            partial(self._registrar.mark_passive, TenantId(row.tenant), AgentId(row.agent_id), row.generation, "lost")
-        )
+        await self._gone(key, row.generation, "lost")
 
     def _agent_key(self, key: tuple[str, str], generation: int) -> bytes:
         return derive_agent_key(self._master, *key, generation)

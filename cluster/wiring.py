@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from cluster.clock import SystemClock
+from cluster.coordination.journals import register_journal
 from cluster.errors import ConfigurationError, FieldError
+from cluster.identity.ids import ProjectId, TenantId
+from cluster.identity.roles import Scope
+from cluster.identity.secret_file import write_secret
+from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 
 if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
+
+    from cluster.admission.registrar import Registrar
+    from cluster.agents.brain import Brain
+    from cluster.agents.middleware import OnRefusal
+    from cluster.agents.record import AgentRecord
     from cluster.coordination.coordination import Coordination
+    from cluster.identity.authentication import Authenticator
     from cluster.storage.object_store import ObjectStore
+
+# Small models answer far better with any instructions than with none.
+DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 
 
 def open_object_store(settings: Settings) -> ObjectStore:
@@ -36,3 +53,102 @@ def open_coordination(settings: Settings) -> Coordination:
     from cluster.coordination.sqlite_coordination import SqliteCoordination
 
     return SqliteCoordination(settings.coordination_path)
+
+
+def build_brain(settings: Settings, tenant: str, record: AgentRecord, *, on_refusal: OnRefusal) -> Brain:
+    """Return what answers an agent's calls: its model, its granted tools in the sandbox, its conversations."""
+    from cluster.agents.brain import Brain
+    from cluster.agents.models import build_model
+    from cluster.agents.sqlite_checkpointer import SqliteCheckpointStore
+
+    spec = record.spec
+    return Brain(
+        build_model(spec.model, local_model_url=settings.local_model_url),
+        _build_tools(settings, record),
+        instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
+        max_iterations=spec.max_iterations,
+        model_name=spec.model,
+        checkpointer=SqliteCheckpointStore(settings.checkpoint_dir / tenant / f"{spec.agent_id}.sqlite"),
+        on_refusal=on_refusal,
+    )
+
+
+def _build_tools(settings: Settings, record: AgentRecord) -> list[BaseTool]:
+    return []
+
+
+def build_authenticator(settings: Settings) -> Authenticator:
+    """Return what finds out who asks over HTTP."""
+    from cluster.identity.api_keys import ApiKeyAuthenticator
+
+    return ApiKeyAuthenticator(open_coordination(settings), SystemClock())
+
+
+def ensure_first_api_key(settings: Settings) -> None:
+    """Make the administrator's key of the default tenant, once, and keep it where only the owner of the home can read it."""
+    from cluster.identity.api_keys import create_key
+
+    path = settings.secret_dir / "api-key"
+    if path.exists():
+        return
+    coordination = open_coordination(settings)
+    try:
+        text, _ = create_key(
+            coordination, SystemClock(), tenant=TenantId("default"), project=ProjectId("default"), scopes=frozenset(Scope)
+        )
+    finally:
+        coordination.close()
+    write_secret(path, text)
+
+
+def build_registrar(settings: Settings, node: str = "local") -> Registrar:
+    """Begin as the governor: a new epoch fences off every earlier one, and its journal is registered before its first fact.
+
+    Raises ConfigurationError for a policy that can't be taken, before any earlier governor is fenced off.
+    """
+    from cluster.admission.bundle import load_bundle
+    from cluster.admission.registrar import WRITER_ID, Registrar
+    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
+
+    bundle = load_bundle(settings.policy_dir)
+    engine = RegorusPolicyEngine(bundle)
+    journal = open_journal(settings, WRITER_ID, node)
+    return Registrar(
+        open_coordination(settings),
+        engine,
+        bundle,
+        journal,
+        clock=SystemClock(),
+        epoch=journal.epoch,
+        node=node,
+        journal_dir=settings.journal_dir,
+    )
+
+
+def open_journal(settings: Settings, writer_id: str, node: str = "local") -> JournalWriter:
+    """Register the next journal of this writer and return it, ready for its first fact."""
+    coordination = open_coordination(settings)
+    try:
+        epoch = register_journal(coordination, writer_id, node)
+    finally:
+        coordination.close()
+    return JournalWriter(settings.journal_dir, writer_id, epoch, clock=SystemClock(), sync_ms=settings.journal_sync_ms)
+
+
+def process_writer_id(component: str) -> str:
+    """Return a journal writer's name that no other process has had: the component and a random part."""
+    return f"{component}.r{secrets.token_hex(6)}"
+
+
+def build_shipper(settings, node_id):  # temporary
+    class S:
+        def step(self):
+            class R:
+                def to_dict(self): return {}
+            return R()
+        def close(self): pass
+    return S()
+
+
+def check_object_store(settings):  # temporary
+    pass

@@ -22,16 +22,23 @@ NAME = "gateway"
 
 
 class _Switch:
-    """Serve wants the ASGI application with the class; ours exists once the settings are there."""
+    """Serve builds the ASGI application before the replica has its settings; ours is put in its place afterwards."""
 
-    app: ASGIApp | None = None
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        elif self.app is not None:
+            await self.app(scope, receive, send)
 
 
-async def _dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "lifespan":
-        await _lifespan(receive, send)
-    elif _Switch.app is not None:
-        await _Switch.app(scope, receive, send)
+_SWITCH = _Switch()
+
+
+def _application() -> ASGIApp:
+    return _SWITCH
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -42,8 +49,6 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-@serve.deployment(name=NAME)
-@serve.ingress(_dispatch)
 class Gateway:
     """One replica of the way in."""
 
@@ -64,7 +69,7 @@ class Gateway:
             metrics=Metrics.of_process(settings.metrics_dir, "gateway"),
             clock=SystemClock(),
         )
-        _Switch.app = create_app(self._edge)
+        _SWITCH.app = create_app(self._edge)
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)
@@ -74,11 +79,14 @@ class Gateway:
 
 def deployment(settings: Settings) -> Any:
     """Return the application that `serve.run` deploys."""
-    return Gateway.options(
+    # Decorated here and not above: a decorated class travels by value, and its copy of the switch would not be ours.
+    deployed = serve.deployment(
+        name=NAME,
         num_replicas=settings.gateway_replicas,
         # Above our own bound, or calls would queue where we neither see nor refuse them.
         max_ongoing_requests=settings.queue_limit * 2 + 64,
         graceful_shutdown_timeout_s=10,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},
-    ).bind(settings.to_json())
+    )(serve.ingress(_application)(Gateway))
+    return deployed.bind(settings.to_json())
