@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cluster.agents.record import AgentRecord
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
+    from cluster.lake.ship import Shipper
     from cluster.storage.object_store import ObjectStore
 
 # Small models answer far better with any instructions than with none.
@@ -140,15 +141,19 @@ def process_writer_id(component: str) -> str:
     return f"{component}.r{secrets.token_hex(6)}"
 
 
-def build_shipper(settings, node_id):  # temporary
-    class S:
-        def step(self):
-            class R:
-                def to_dict(self): return {}
-            return R()
-        def close(self): pass
-    return S()
+def build_shipper(settings: Settings, node_id: str) -> Shipper:
+    """Return the shipper of this node's journals, which takes over from the one before.
+
+    Raises ConflictError when that one still lives, ConfigurationError for a lake without a place.
+    """
+    from cluster.lake.ship import Shipper
+
+    store = open_object_store(settings)
+    return Shipper(settings.journal_dir, store, writer=open_journal(settings, f"shipper.{node_id}", node_id), clock=SystemClock())
 
 
-def check_object_store(settings):  # temporary
-    pass
+def check_object_store(settings: Settings) -> None:
+    """Prove that the lake's store never overwrites; raises ConfigurationError when it does, StorageError when it is away."""
+    from cluster.storage.probe import probe_create_only
+
+    probe_create_only(open_object_store(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def list_journals(directory: Path) -> list[JournalId]:
         for epoch in writer.iterdir():
             # A journal that is being created stands under a name with a leading dot until it holds its lock.
             if _EPOCH_FOLDER.fullmatch(epoch.name):
-                found.append(JournalId.parse(f"{writer.name}/{epoch.name}"))
+                with contextlib.suppress(InvalidRequestError):
+                    found.append(JournalId.parse(f"{writer.name}/{epoch.name}"))
     return sorted(found)
 
 

@@ -1,0 +1,1 @@
+"""From journals to Parquet: what is sealed, how it is shipped, and how it is read and checked."""
