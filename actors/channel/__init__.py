@@ -12,9 +12,11 @@ What always holds:
 - A lost connection ends every call on it at once: at the caller with AgentLostError, at the agent by cancellation.
 """
 
-from actors.channel.client import CallStream, ChannelClient
+from actors.channel.call_stream import CallStream
+from actors.channel.client import ChannelClient
 from actors.channel.frames import FLAG_STREAM, Frame, FrameDecoder, FrameType, encode
-from actors.channel.server import ChannelServer, Handler, IncomingCall
+from actors.channel.incoming_call import Handler, IncomingCall
+from actors.channel.server import ChannelServer
 
 __all__ = [
     "FLAG_STREAM",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl as ssl_
-from collections import deque
 
+from actors.channel.call_stream import WINDOW_CHUNKS, CallStream
 from actors.channel.connection import PING_INTERVAL_S, Connection, ProtocolViolationError, error_of
 from actors.channel.frames import (
     CALL_HEAD,
-    CREDIT,
     DEFAULT_MAX_FRAME,
     FLAG_STREAM,
     MAX_DEADLINE_MS,
@@ -27,8 +26,6 @@ from cluster.errors import (
 )
 from cluster.identity.grants import SessionGrant
 
-# Chunks of one stream that may be on their way or unread; half of them are granted again at a time.
-WINDOW_CHUNKS = 32
 _CALL, _CHUNK, _RESULT, _ERROR, _CANCEL, _CREDIT = (
     FrameType.CALL,
     FrameType.CHUNK,
@@ -58,93 +55,6 @@ class _Pending:
     def on_error(self, error: SovereignError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
-
-
-class CallStream:
-    """The chunks of a streamed call, as an async iterator; `result` holds the end of the answer after the last chunk.
-
-    Leaving early stops the agent's work: by `aclose`, by the end of `async with`, or by cancelling a task that waits here.
-    """
-
-    def __init__(self, connection: _ClientConnection) -> None:
-        self._connection = connection
-        self._id = 0
-        self._chunks: deque[bytes] = deque()
-        # Chunks that the agent may still send; below zero it broke the protocol.
-        self._credit = WINDOW_CHUNKS
-        self._taken = 0
-        self._result: bytes | None = None
-        self._error: SovereignError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def result(self) -> bytes:
-        """The body of the RESULT frame; raises RuntimeError before the stream has ended well."""
-        if self._result is None:
-            raise RuntimeError("the stream has not ended")
-        return self._result
-
-    def __aiter__(self) -> CallStream:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self._result is not None:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                await self.aclose()
-                raise
-        self._taken += 1
-        if self._taken * 2 >= WINDOW_CHUNKS and self._open:
-            self._credit += self._taken
-            self._connection.send(_CREDIT, self._id, CREDIT.pack(self._taken))
-            self._taken = 0
-        return self._chunks.popleft()
-
-    async def aclose(self) -> None:
-        """Give the call up: the agent stops its work. Does nothing after the end."""
-        if self._open:
-            self._error = AgentLostError("The stream was closed before its end.")
-            self._connection.give_up(self._id)
-
-    async def __aenter__(self) -> CallStream:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-    @property
-    def _open(self) -> bool:
-        return self._result is None and self._error is None
-
-    def on_chunk(self, chunk: bytes) -> None:
-        """Keep a chunk until it is read."""
-        self._credit -= 1
-        if self._credit < 0:
-            raise ProtocolViolationError("The agent sent more chunks than it had credit for.")
-        self._chunks.append(chunk)
-        self._wake()
-
-    def on_result(self, body: bytes) -> None:
-        """End well."""
-        self._result = body
-        self._wake()
-
-    def on_error(self, error: SovereignError) -> None:
-        """End with an error, which comes after the chunks that were sent before it."""
-        if self._open:
-            self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class ChannelClient:
@@ -220,8 +130,7 @@ class ChannelClient:
         """Start a call and return the stream of its chunks; the errors of `call` come from the iterator, or from here."""
         connection = self._connection
         stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
-        call = CallStream(connection)
-        call._id = stream
+        call = CallStream(connection, stream)
         call.timer = connection.loop.call_later(deadline_s, connection.expire, stream, deadline_s)
         connection.calls[stream] = call
         return call

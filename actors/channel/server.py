@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl as ssl_
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Literal
 
 from actors.channel.connection import PING_INTERVAL_S, Connection, ProtocolViolationError, problem_bytes
@@ -18,18 +18,18 @@ from actors.channel.frames import (
     Frame,
     FrameType,
 )
+from actors.channel.incoming_call import Handler, IncomingCall
 from cluster.errors import (
     AgentLostError,
     CancelledCallError,
     DeadlineExceededError,
     InternalError,
-    InvalidRequestError,
     OverloadedError,
     PayloadTooLargeError,
     SovereignError,
     StaleGenerationError,
 )
-from cluster.identity.grants import GrantVerifier, Refusal, Ticket
+from cluster.identity.grants import GrantVerifier, Refusal
 
 log = logging.getLogger("sovereign.channel")
 
@@ -41,97 +41,6 @@ _CALL, _CHUNK, _RESULT, _ERROR, _CANCEL, _CREDIT = (
     FrameType.CANCEL,
     FrameType.CREDIT,
 )
-
-
-class IncomingCall:
-    """One call as the handler sees it: its grant holds, and its task is cancelled when the caller or the time is gone."""
-
-    __slots__ = (
-        "_connection",
-        "_credit",
-        "_credited",
-        "_id",
-        "_started",
-        "_task",
-        "_timer",
-        "_why",
-        "caller",
-        "deadline_s",
-        "payload",
-        "stream",
-    )
-
-    def __init__(
-        self,
-        connection: _ServerConnection,
-        id_: int,
-        payload: bytes,
-        *,
-        caller: Ticket,
-        stream: bool,
-        deadline_s: float,
-        credit: int,
-    ) -> None:
-        # What was asked, opaque to the channel.
-        self.payload = payload
-        # The verified ticket: who asks, for which tenant, in which scope.
-        self.caller = caller
-        # Whether the caller takes chunks.
-        self.stream = stream
-        # Seconds that were left when the call arrived.
-        self.deadline_s = deadline_s
-        self._connection = connection
-        self._id = id_
-        self._credit = credit
-        self._credited: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._started = False
-        # Why it was told to stop; empty while nobody did.
-        self._why: Literal["", "cancelled", "deadline", "closing"] = ""
-
-    async def send_chunk(self, chunk: bytes) -> None:
-        """Send one piece of the answer, as soon as the caller has room for it.
-
-        Raises InvalidRequestError when the caller did not ask for a stream, PayloadTooLargeError when the chunk is larger
-        than a frame may be, CancelledCallError when the connection is gone.
-        """
-        if not self.stream:
-            raise InvalidRequestError("This call takes one result, not chunks.", hint="Look at IncomingCall.stream first.")
-        connection = self._connection
-        connection.check_size(chunk, "chunk")
-        while (not self._credit or not connection.has_room) and not connection.closed:
-            if not self._credit:
-                if self._credited is None or self._credited.done():
-                    self._credited = asyncio.get_running_loop().create_future()
-                await asyncio.shield(self._credited)
-            else:
-                await connection.room()
-        if connection.closed:
-            raise CancelledCallError("The caller's connection is gone.")
-        self._credit -= 1
-        connection.send(_CHUNK, self._id, chunk)
-
-    def _add_credit(self, chunks: int) -> None:
-        self._credit += chunks
-        if self._credit > MAX_CREDIT:
-            raise ProtocolViolationError(f"A call has credit for more than {MAX_CREDIT} chunks.")
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._credited is not None and not self._credited.done():
-            self._credited.set_result(None)
-
-    def _stop(self, why: Literal["cancelled", "deadline", "closing"]) -> None:
-        # The first reason counts, and one cancellation is enough: a second would interrupt the handler's clean-up.
-        if not self._why:
-            self._why = why
-            # A task that is cancelled before its first step runs no line of its own, not even the clean-up.
-            if self._started and self._task is not None:
-                self._task.cancel()
-
-
-Handler = Callable[[IncomingCall], Awaitable[bytes]]
 
 
 class ChannelServer:
@@ -253,13 +162,13 @@ class _ServerConnection(Connection):
             self._on_call(frame)
         elif type_ == _CANCEL:
             if (call := self._calls.get(frame.stream)) is not None:
-                call._stop("cancelled")
+                call.stop("cancelled")
         elif type_ == _CREDIT:
             if len(frame.body) != CREDIT.size:
                 raise ProtocolViolationError("A CREDIT frame has four bytes.")
             # Credit may cross the end of its call on the way.
             if (call := self._calls.get(frame.stream)) is not None:
-                call._add_credit(CREDIT.unpack(frame.body)[0])
+                call.add_credit(CREDIT.unpack(frame.body)[0])
         elif type_ == _ERROR and frame.stream == 0:
             self.close("The caller reported a fault of the connection.")
         else:
@@ -271,8 +180,8 @@ class _ServerConnection(Connection):
     def stop_calls(self, why: Literal["cancelled", "closing"]) -> None:
         """Cancel every call of this connection."""
         for call in list(self._calls.values()):
-            call._wake()
-            call._stop(why)
+            call.wake()
+            call.stop(why)
 
     def check_size(self, body: bytes, what: str) -> None:
         """Raise PayloadTooLargeError when `body` is more than the caller takes in one frame."""
@@ -316,32 +225,32 @@ class _ServerConnection(Connection):
         streams = bool(frame.flags & FLAG_STREAM)
         call = IncomingCall(self, stream, payload, caller=caller, stream=streams, deadline_s=deadline_s, credit=credit)
         self._calls[stream] = call
-        call._timer = self._loop.call_later(deadline_s, call._stop, "deadline")
-        task = call._task = self._loop.create_task(self._run(call))
+        call.timer = self._loop.call_later(deadline_s, call.stop, "deadline")
+        task = call.task = self._loop.create_task(self._run(call))
         server._tasks.add(task)
 
     async def _run(self, call: IncomingCall) -> None:
-        call._started = True
+        call.started = True
         try:
             error = await self._answer(call)
         finally:
-            if call._timer is not None:
-                call._timer.cancel()
-            del self._calls[call._id]
-            if call._task is not None:
-                self._server._tasks.discard(call._task)
+            if call.timer is not None:
+                call.timer.cancel()
+            del self._calls[call.id]
+            if call.task is not None:
+                self._server._tasks.discard(call.task)
         if error is not None:
-            self.refuse(call._id, error)
+            self.refuse(call.id, error)
 
     async def _answer(self, call: IncomingCall) -> SovereignError | None:
         """Run the handler and send its result; returns the error that ends the call otherwise."""
         try:
-            if not call._why:
+            if not call.why:
                 result = await self._server._handler(call)
-                if not call._why:
+                if not call.why:
                     self.check_size(result, "result")
                     await self.room()
-                    self.send(_RESULT, call._id, result)
+                    self.send(_RESULT, call.id, result)
                     return None
         except asyncio.CancelledError:
             # Nobody waits for this task: the cancellation ends here, as the call's outcome.
@@ -353,8 +262,8 @@ class _ServerConnection(Connection):
         except BaseException:  # a panic of native code is no Exception, and must not leave the caller waiting either
             log.exception("The handler of a call failed.")
             return InternalError("The agent could not answer because of a fault of the platform; its log has the reason.")
-        if call._why == "deadline":
+        if call.why == "deadline":
             return DeadlineExceededError(f"The call was stopped after its {call.deadline_s:g} s.")
-        if call._why == "closing":
+        if call.why == "closing":
             return AgentLostError("The agent's process ended before the call was answered.", hint="Ask the directory again.")
         return CancelledCallError("The call was cancelled.")

@@ -17,12 +17,12 @@ from cluster.identity.grants import (
     MAX_TICKET_BYTES,
     GrantVerifier,
     Refusal,
-    ReplayWindow,
     SessionGrant,
     Ticket,
     derive_agent_key,
     issue_ticket,
 )
+from cluster.identity.replay_window import ReplayWindow
 from tests.sizes import soak
 
 MASTER = b"m" * 32
@@ -37,9 +37,8 @@ def clock() -> FakeClock:
 
 
 def verifier(clock: FakeClock, **changes: Any) -> GrantVerifier:
-    return GrantVerifier(
-        changes.pop("key", KEY), clock=clock, **({"tenant": "acme", "agent": "planner", "generation": 3} | changes)
-    )
+    words: dict[str, Any] = {"tenant": "acme", "agent": "planner", "generation": 3}
+    return GrantVerifier(changes.pop("key", KEY), clock=clock, **(words | changes))
 
 
 def holder(clock: FakeClock, **changes: Any) -> SessionGrant:
@@ -235,7 +234,8 @@ def test_a_grant_does_not_show_its_key(clock: FakeClock) -> None:
 
 def test_threads_never_sign_with_the_same_counter(clock: FakeClock) -> None:
     """Signing from several threads at once uses every counter once."""
-    g, signed = holder(clock), []
+    g = holder(clock)
+    signed: list[int] = []
 
     def work() -> None:
         signed.extend(HEAD.unpack_from(sign(g))[1] for _ in range(soak(500, 20_000)))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.channel import CallStream, ChannelClient, FrameType, IncomingCall
-from actors.channel.client import WINDOW_CHUNKS
+from actors.channel.call_stream import WINDOW_CHUNKS
 from actors.channel.connection import HIGH_WATER
 from cluster.errors import (
     AgentLostError,
@@ -633,9 +633,9 @@ class Storm:
 
 async def test_a_storm_of_calls_ends_each_exactly_once() -> None:
     """Calls, streams, deadlines, cancellations and losses at random: each call has one end, and nothing is left running."""
-    seed = random.randrange(2**32)  # noqa: S311  # a test's seed, printed to be used again
+    seed = random.randrange(2**32)  # a test's seed, printed to be used again
     print(f"seed {seed}")
-    storm = Storm(random.Random(seed))  # noqa: S311  # the same
+    storm = Storm(random.Random(seed))  # the same
     rng, count = storm.rng, soak(300, 3000)
     async with an_agent(storm.handler, max_streams=64) as agent:
         for round_ in range(soak(4, 60)):

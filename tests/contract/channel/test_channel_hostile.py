@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.channel import FLAG_STREAM, FrameType, IncomingCall, encode
-from actors.channel.client import WINDOW_CHUNKS
+from actors.channel.call_stream import WINDOW_CHUNKS
 from actors.channel.frames import CALL_HEAD, CREDIT, HELLO, MAGIC, MAX_CREDIT, VERSION
 from cluster.errors import AgentLostError, GrantRefusedError, InternalError, SovereignError, StaleGenerationError
 from cluster.identity.grants import Refusal, SessionGrant, derive_agent_key
