@@ -104,7 +104,8 @@ class _Chooser:
 
 def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of every process of the cluster, on top of `base` (the starter's own environment)."""
-    run = settings.run_dir
+    # Serve puts 57 bytes into each path below, and HAProxy 12 more while it binds, of 107 that a socket's path may have.
+    sockets = settings.run_dir / "h"
     env = {k: v for k, v in base.items() if not k.startswith(("RAY_", "SOVEREIGN_", "SERVE_"))}
     env |= {
         MARKER: cluster_id,
@@ -131,13 +132,14 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(_most_connections()),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_launcher(settings)),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run / "haproxy" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run / "haproxy" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run / "haproxy" / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(sockets / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(sockets / "a"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(sockets / "m"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(sockets),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(sockets / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
-        "RAY_SERVE_HAPROXY_LOG_TARGET": str(run / "haproxy" / "log.sock"),
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(sockets / "log.sock"),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(settings.call_timeout_s) + 30),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(int(settings.call_timeout_s) + 30),
@@ -164,7 +166,7 @@ def _most_connections() -> int:
 
 def haproxy_launcher(settings: Settings) -> Path:
     """Return the path of the executable that Serve starts in HAProxy's place."""
-    return settings.run_dir / "haproxy" / "haproxy"
+    return settings.run_dir / "h" / "haproxy"
 
 
 def write_haproxy_launcher(settings: Settings) -> None:

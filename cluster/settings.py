@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     @property
     def run_dir(self) -> Path:
         """The short folder (0700) of this cluster's sockets; a Unix socket path has 107 bytes in all."""
-        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:10]
-        return Path(tempfile.gettempdir()) / f"sov-{os.getuid()}-{digest}"
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"sov{os.getuid()}-{digest}"
 
     @property
     def state_path(self) -> Path:

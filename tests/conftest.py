@@ -16,7 +16,8 @@ for _name in [name for name in os.environ if name.startswith("SOVEREIGN_") and n
     del os.environ[_name]
 
 # Short, because the path of a Unix socket has 107 bytes in all and Ray takes most of them.
-RUN_FOLDER = Path(tempfile.mkdtemp(prefix="s-", dir="/tmp"))
+RUN_FOLDER = Path(f"/tmp/s{secrets.token_hex(3)}")
+RUN_FOLDER.mkdir(mode=0o700)
 os.environ["TMPDIR"] = tempfile.tempdir = str(RUN_FOLDER)
 # Inherited by every process that a test starts, however deep. Not a SOVEREIGN_ name: those are replaced on the way.
 os.environ["TEST_RUN_ID"] = RUN_ID = secrets.token_hex(8)
