@@ -117,16 +117,23 @@ def _render_registered(console: Console, answer: dict[str, Any]) -> None:
 
 
 def _render_page(console: Console, page: dict[str, Any]) -> None:
-    agents = page.get("agents", [])
+    agents = page["agents"]
     if not agents:
         console.print("No agent is registered.")
         return
-    columns = [name for name, value in agents[0].items() if not isinstance(value, dict)]
-    rows = [[_cell(agent.get(column)) for column in columns] for agent in agents]
-    console.print(table(columns, rows))
+    columns = ["agent", "state", "model", "cpu", "memory", "tools", "registered"]
+    rows = [
+        [
+            agent["agent_id"],
+            agent["state"],
+            agent["model"],
+            agent["resources"]["cpu"],
+            agent["resources"]["memory"],
+            ", ".join(agent["tools"]),
+            agent["created_at"][:19].replace("T", " "),
+        ]
+        for agent in agents
+    ]
+    console.print(table(columns, rows, right=["cpu", "memory"]))
     if page.get("next"):
         console.print(f"More: sovereign agents list --after {page['next']}", markup=False, highlight=False)
-
-
-def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)

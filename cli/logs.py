@@ -23,6 +23,8 @@ FOLLOW_S = 0.25
 BLOCK_BYTES = 1 << 16
 # What a line for people begins with; the rest follows as name=value.
 HEAD = ("@timestamp", "log.level", "message")
+# What only --json shows: the same on every line, or longer than a line.
+LEFT_OUT = ("ecs.", "process.", "service.", "log.logger", "error.stack_trace")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +43,7 @@ def logs(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the platform's processes wrote."""
+    """Show what the platform's processes wrote; --json has every field."""
     folder = settings_of(home).log_dir
     paths = _paths(folder, component)
     ends = {path: path.stat().st_size for path in paths}
@@ -128,9 +130,7 @@ def _show(line: Line) -> None:
         return
     level = _field(document, "log.level") or ""
     head = f"{line.at} {str(level).upper():7} {line.component}: {_field(document, 'message') or ''}"
-    rest = " ".join(
-        f"{k}={v}" for k, v in _flat(document) if k not in HEAD and not k.startswith(("ecs.", "process.", "service."))
-    )
+    rest = " ".join(f"{k}={v}" for k, v in _flat(document) if k not in HEAD and not k.startswith(LEFT_OUT))
     # One line of a log is one line here, whatever was put into it.
     print(printable(f"{head} {rest}".strip()).replace("\n", "⏎"), flush=True)
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from cli.exit_codes import ExitCode, exit_code_of
@@ -34,7 +35,7 @@ class Output:
 
     def record(self, data: Any) -> None:
         """Print one JSON document on a line of its own, whatever the mode."""
-        print(json.dumps(data, ensure_ascii=False, default=str), flush=True)
+        print(json.dumps(data, ensure_ascii=False, default=_plain), flush=True)
 
     def note(self, text: str) -> None:
         """Tell a person what is going on, on stderr, where it disturbs no pipe."""
@@ -93,6 +94,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str =
     for row in rows:
         drawn.add_row(*(Text(printable("" if cell is None else str(cell))) for cell in row))
     return drawn
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _console(stream: Any) -> Console:

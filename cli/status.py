@@ -52,11 +52,24 @@ def status(home: Home = None, as_json: Json = False) -> None:
 
 
 def _render(console: Console, data: dict[str, Any]) -> None:
+    cluster = data.get("cluster") or {}
     rows = [[name, data[name]] for name in ("status", "http_url", "home", "cluster_id", "pid")]
-    rows += _flat(data.get("cluster") or {})
+    rows += _flat({name: value for name, value in cluster.items() if name != "live"})
     drawn = table(["", ""], rows)
     drawn.show_header = False
     console.print(drawn)
+    if live := cluster.get("live"):
+        columns = ["live agent", "generation", "cpu", "memory"]
+        console.print(table(columns, [_live_row(agent) for agent in live], right=["generation"]))
+    elif cluster:
+        console.print("No agent is awake; one wakes when it is called.")
+
+
+def _live_row(agent: dict[str, Any]) -> list[Any]:
+    """Return an agent with how its resources are held: by what, or why they are only advisory."""
+    held = [agent["enforcement"].get(name, {}) for name in ("cpu", "memory")]
+    words = [f"{x.get('status', '')}: {', '.join(x.get('by') or x.get('why') or [])}" for x in held]
+    return [agent["agent_id"], agent["generation"], *words]
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> list[list[Any]]:

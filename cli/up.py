@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -165,7 +164,7 @@ def _announce(settings: Settings, state: ClusterState) -> None:
         "pid": state.pid,
         "local_model": settings.local_model,
     }
-    flag = "" if settings.home == Path.cwd() / ".sovereign" else f" --home {os.path.relpath(settings.home)}"
+    flag = "" if settings.home == Path.cwd() / ".sovereign" else f" --home {settings.home}"
 
     def render(console: Console) -> None:
         lines = [

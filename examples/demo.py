@@ -133,7 +133,10 @@ class Demo:
             self.say(f"→ {QUESTION}")
             with self.console.status("the agent wakes and thinks …"):
                 answer = client.chat.completions.create(
-                    model=EXAMPLE_1["agent_id"], messages=[{"role": "user", "content": QUESTION}], max_completion_tokens=60
+                    model=EXAMPLE_1["agent_id"],
+                    messages=[{"role": "user", "content": QUESTION}],
+                    max_completion_tokens=60,
+                    temperature=0,
                 )
             text = answer.choices[0].message.content or ""
             self.console.print(Panel(Text(printable(text)), border_style="green"))
@@ -152,6 +155,7 @@ class Demo:
                 model=EXAMPLE_1["agent_id"],
                 messages=[{"role": "user", "content": STREAMED_QUESTION}],
                 max_completion_tokens=60,
+                temperature=0,
                 stream=True,
                 stream_options={"include_usage": True},
             )

@@ -25,7 +25,21 @@ ENDED_PROCESSES_KEPT = 200
 # A longer text is cut: a log line is read by people and by shippers with a limit of their own.
 MAX_TEXT = 32 << 10
 
-_NOISY = ("httpx", "httpcore", "urllib3", "botocore", "boto3", "s3transfer", "kazoo", "asyncio", "filelock", "openai")
+_NOISY = (
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "httpcore2",
+    "langchain_openai",
+    "urllib3",
+    "botocore",
+    "boto3",
+    "s3transfer",
+    "kazoo",
+    "asyncio",
+    "filelock",
+    "openai",
+)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _BOUND: ContextVar[dict[str, str]] = ContextVar("sovereign_log_ids")
 
