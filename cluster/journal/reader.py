@@ -127,12 +127,11 @@ class JournalReader:
         return max(0, total - self.position.offset)
 
     def _is_at_end(self) -> bool:
-        """Return whether nothing was written after the position, by two looks: an idle journal is asked every second."""
-        try:
-            size = self._path(self.position.segment).stat().st_size
-        except FileNotFoundError:
+        """Return whether nothing stands after the position, without opening a file: an idle journal is asked every second."""
+        segments = list_segments(self._folder)
+        if not segments or segments[-1] != self.position.segment:
             return False
-        return size == self.position.offset and not self._path(self.position.seq + 1).exists()
+        return self._path(self.position.segment).stat().st_size == self.position.offset
 
     def _read(self, limit: int) -> list[tuple[int, Fact]]:
         facts: list[tuple[int, Fact]] = []
