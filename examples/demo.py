@@ -47,7 +47,7 @@ OVERREACHING: dict[str, Any] = {
 QUESTION = "What is the capital of France?"
 STREAMED_QUESTION = "Name three primary colours."
 USAGE_SQL = """
-    SELECT event_time, agent_id, kind, outcome, model,
+    SELECT strftime(event_time::TIMESTAMP, '%H:%M:%S') AS time, agent_id, kind, outcome, model,
            tokens_input_uncached + tokens_cache_read + tokens_cache_write AS tokens_in,
            tokens_output, round(cpu_us / 1000, 1) AS cpu_ms, round(latency_us / 1000, 1) AS latency_ms
     FROM read_parquet('{lake}/usage/raw/v1/**/*.parquet', hive_partitioning = true)
