@@ -1,0 +1,143 @@
+package sovereign.terms_test
+
+import data.sovereign.terms
+import rego.v1
+
+catalog := {
+	"tenants": {
+		"acme": {"plan": "small", "active": true},
+		"gone": {"plan": "small", "active": false},
+	},
+	"plans": {"small": {
+		"agent_limits": {
+			"cpu_milli": {"min": 10, "max": 1000, "min_text": "10m", "max_text": "1"},
+			"memory_bytes": {"min": 1024, "max": 4096, "min_text": "1Ki", "max_text": "4Ki"},
+		},
+		"max_iterations": 20,
+		"max_replicas": 1,
+		"capabilities": ["research", "forecast"],
+		"agent_types": ["planner"],
+		"models": ["local:*", "openai:gpt-5"],
+		"egress": ["outside"],
+		"data_access_levels": ["public"],
+		"compliance": ["SOC2"],
+	}},
+	"capabilities": {
+		"research": {"tools": ["search", "report"], "obligations": []},
+		"forecast": {"tools": ["compute"], "obligations": []},
+		"payment": {"tools": [], "obligations": ["human_approval"]},
+	},
+	"tools": {"search": {}, "report": {}, "compute": {}},
+	"agent_types": {"planner": {}, "robot": {}},
+	"egress": {"outside": {}, "inside": {}},
+	"data_access_levels": {"public": {}, "secret": {}},
+	"compliance": {"SOC2": {}, "HIPAA": {}},
+	"models": {"local": {}, "openai": {}},
+}
+
+good := {
+	"principal": {"tenant": "acme"},
+	"agent": {
+		"agent_id": "planner-1",
+		"agent_type": "planner",
+		"capabilities": ["research"],
+		"allowed_tools": ["search"],
+		"model": "local:small",
+		"cpu_milli": 100,
+		"memory_bytes": 2048,
+		"network_access": ["outside"],
+		"data_access_level": "public",
+		"compliance": ["SOC2"],
+		"max_iterations": 10,
+		"replicas": 1,
+	},
+}
+
+changed(field, value) := object.union(good, {"agent": object.union(good.agent, {field: value})})
+
+without(field) := object.union(object.remove(good, ["agent"]), {"agent": object.remove(good.agent, [field])})
+
+failed(doc) := {name | some name, passed in checks; passed != true} if {
+	checks := terms.checks with input as doc with data.catalog as catalog
+}
+
+test_good_terms_pass if failed(good) == set()
+
+test_tenant_must_be_known if "tenant_active" in failed(object.union(good, {"principal": {"tenant": "nobody"}}))
+
+test_tenant_must_be_active if "tenant_active" in failed(object.union(good, {"principal": {"tenant": "gone"}}))
+
+test_agent_type_of_another_plan if failed(changed("agent_type", "robot")) == {"agent_type_allowed"}
+
+test_capability_of_another_plan if failed(changed("capabilities", ["research", "payment"])) == {"capability_allowed"}
+
+test_unknown_capability if failed(changed("capabilities", ["research", "magic"])) == {"capability_allowed"}
+
+test_no_capability_at_all if "capability_allowed" in failed(changed("capabilities", []))
+
+test_the_refused_capabilities_are_named if {
+	said := terms.failures.capability_allowed with input as changed("capabilities", ["zeal", "payment", "research"])
+		with data.catalog as catalog
+	contains(said, "payment, zeal")
+	not contains(said, "research")
+}
+
+test_tools_follow_from_capabilities if {
+	terms.following_tools == {"search", "report"} with input as good with data.catalog as catalog
+}
+
+test_tool_of_another_capability if failed(changed("allowed_tools", ["search", "compute"])) == {"tools_follow"}
+
+test_tool_in_another_case if failed(changed("allowed_tools", ["Search"])) == {"tools_follow"}
+
+test_unknown_tool if failed(changed("allowed_tools", ["shell"])) == {"tools_follow"}
+
+test_no_tools_are_fine if failed(changed("allowed_tools", [])) == set()
+
+test_all_tools_that_follow if {
+	terms.wanted_tools == {"search", "report"} with input as changed("allowed_tools", null) with data.catalog as catalog
+}
+
+test_model_by_provider_and_by_name if {
+	failed(changed("model", "local:anything")) == set()
+	failed(changed("model", "openai:gpt-5")) == set()
+}
+
+test_model_outside_the_plan if {
+	failed(changed("model", "openai:gpt-6")) == {"model_allowed"}
+	failed(changed("model", "localx:small")) == {"model_allowed"}
+	failed(changed("model", "local")) == {"model_allowed"}
+}
+
+test_resources_outside_the_plan if {
+	failed(changed("cpu_milli", 9)) == {"resources_within_plan"}
+	failed(changed("cpu_milli", 1001)) == {"resources_within_plan"}
+	failed(changed("memory_bytes", 5000)) == {"resources_within_plan"}
+}
+
+test_resources_of_a_wrong_type if {
+	failed(changed("cpu_milli", "100")) == {"resources_within_plan"}
+	failed(changed("memory_bytes", true)) == {"resources_within_plan"}
+}
+
+test_egress_outside_the_plan if failed(changed("network_access", ["inside"])) == {"network_access_allowed"}
+
+test_data_access_level_outside_the_plan if failed(changed("data_access_level", "secret")) == {"data_access_level_allowed"}
+
+test_compliance_outside_the_plan if failed(changed("compliance", ["SOC2", "HIPAA"])) == {"compliance_supported"}
+
+test_iterations_outside_the_plan if {
+	failed(changed("max_iterations", 0)) == {"iterations_within_plan"}
+	failed(changed("max_iterations", 21)) == {"iterations_within_plan"}
+}
+
+test_replicas_outside_the_plan if failed(changed("replicas", 2)) == {"replicas_within_plan"}
+
+# The id is the admission policy's own check.
+test_a_missing_field_fails_a_check if {
+	every field in object.keys(good.agent) - {"agent_id"} {
+		count(failed(without(field))) > 0
+	}
+}
+
+test_nothing_passes_for_an_empty_input if count(failed({})) == count(terms.checks)
