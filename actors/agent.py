@@ -35,9 +35,9 @@ class AgentActor:
         self._agent: LiveAgent | None = None
 
     async def start(self, order: bytes) -> bytes:
-        """Become the agent that `order` names; returns JSON `{"host", "port", "pid", "enforcement"}`."""
+        """Become the agent that `order` names; returns JSON `{"host", "port"}`."""
         self._agent = await LiveAgent.start(StartOrder.from_bytes(order))
-        return json.dumps(self._agent.status()).encode()
+        return json.dumps(self._agent.address()).encode()
 
     async def status(self) -> bytes:
         """Return JSON: address, pid, generation, calls under way, and what is enforced or only advisory."""
@@ -88,7 +88,7 @@ class LiveAgent:
             settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
         )
         books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
-        brain = wiring.build_brain(settings, order.tenant, order.record, on_refusal=books.refused_tool)
+        brain = wiring.build_brain(settings, order.record, egress_hosts=order.egress_hosts, on_refusal=books.refused_tool)
 
         def end_over_limit(held: int, allowed: int) -> None:
             books.over_limit(f"held {held} bytes of {allowed} allowed")
@@ -105,6 +105,10 @@ class LiveAgent:
         agent._port = await agent._server.start(settings.host)
         return agent
 
+    def address(self) -> dict[str, Any]:
+        """Return where this agent answers."""
+        return {"host": self._order.settings.host, "port": self._port}
+
     def status(self) -> dict[str, Any]:
         """Return this agent's address and condition as JSON values."""
         return {
@@ -112,8 +116,7 @@ class LiveAgent:
             "agent_id": self._agent_id,
             "tenant": self._order.tenant,
             "generation": self._order.generation,
-            "host": self._order.settings.host,
-            "port": self._port,
+            **self.address(),
             "pid": os.getpid(),
             "running": self._books.running,
             "enforcement": self._enforcement.report.to_dict(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 import urllib.error
@@ -19,6 +20,7 @@ from ray.exceptions import RayError
 from actors.governance import NAME as GOVERNANCE
 from actors.governance import start_governance
 from actors.local_model import start_local_model
+from actors.ray_actors import find
 from actors.ray_environment import NAMESPACE, Ports
 from actors.shipper import shipper_name, start_shipper
 from cluster import wiring
@@ -53,12 +55,12 @@ def stop() -> None:
     from ray import serve
 
     with contextlib.suppress(RayError, ValueError):
-        ray.get(ray.get_actor(GOVERNANCE, NAMESPACE).drain_all.remote(), timeout=12)
+        ray.get(find(GOVERNANCE).drain_all.remote(), timeout=12)
     with contextlib.suppress(Exception):  # a Serve that is half down must not keep facts from being shipped
         serve.delete("sovereign", _blocking=True)
     with contextlib.suppress(RayError, ValueError):
         node_id = ray.get_runtime_context().get_node_id()
-        ray.get(ray.get_actor(shipper_name(node_id), NAMESPACE).stop.remote(), timeout=8)
+        ray.get(find(shipper_name(node_id)).stop.remote(), timeout=8)
 
 
 def _start_gateway(settings: Settings, ports: Ports) -> None:
@@ -94,7 +96,7 @@ def main() -> int:
     verb, address = sys.argv[1:]
     request = json.load(sys.stdin)
     settings, ports = Settings.from_json(request["settings"]), Ports(**request["ports"])
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     if verb == "start":
         start(settings, ports)
     else:

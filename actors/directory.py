@@ -9,13 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.channel import CallStream, ChannelClient
 from actors.governance import NAME, Resolved
-from actors.ray_environment import NAMESPACE
+from actors.ray_actors import Handle, find
 from cluster.errors import AgentLostError, StaleGenerationError, UnavailableError, from_problem
 from cluster.identity.grants import SessionGrant
 from cluster.identity.principal import Principal
@@ -46,7 +44,7 @@ class Governance:
     """Calls the governance actor and survives its restarts."""
 
     def __init__(self) -> None:
-        self._handle: ActorHandle[Any] | None = None
+        self._handle: Handle | None = None
 
     async def call(self, method: str, *arguments: object, timeout_s: float = 30.0) -> Any:
         """Return the method's answer; raises its SovereignError, or UnavailableError when governance stays away."""
@@ -54,7 +52,7 @@ class Governance:
         while True:
             try:
                 if self._handle is None:
-                    self._handle = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
+                    self._handle = await asyncio.to_thread(find, NAME)
                 remote = getattr(self._handle, method).remote(*arguments)
                 document = json.loads(await asyncio.wait_for(remote, max(0.1, deadline - time.monotonic())))
                 break

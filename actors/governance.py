@@ -10,21 +10,20 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from actors.agent import AgentActor
-from actors.ray_environment import NAMESPACE
+from actors.ray_actors import Handle, create, find, kill, names
 from actors.start_order import StartOrder
 from actors.warm_pool import WarmPool
-from cluster.admission.registrar import LiveRow, Registrar
+from cluster.admission.registrar import Registrar
+from cluster.admission.registry import LiveRow
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.errors import NotFoundError, SovereignError, StaleGenerationError, UnavailableError
@@ -79,11 +78,12 @@ class Resolved:
 class _Live:
     """One generation that answers, as this process knows it."""
 
-    handle: ActorHandle[Any]
+    handle: Handle
     host: str
     port: int
     generation: int
-    enforcement: dict[str, Any]
+    # What is enforced on it; None until it said so.
+    enforcement: dict[str, Any] | None = None
 
 
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[bytes]]:
@@ -115,7 +115,8 @@ class GovernanceActor:
         self._pool = WarmPool(self._settings.warm_pool, self._metrics)
         self._live: dict[tuple[str, str], _Live] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[_Live]] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        # Held here because the loop itself keeps only weak references.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
 
@@ -234,16 +235,22 @@ class GovernanceActor:
     async def _start(self, key: tuple[str, str], tenant: TenantId, agent: AgentId) -> _Live:
         with bind(tenant=tenant, agent=agent):
             record, generation = await self._run(partial(self._registrar.begin_start, tenant, agent))
-            handle: ActorHandle[Any] | None = None
+            handle: Handle | None = None
             try:
                 handle = self._create(key, record, generation)
-                order = StartOrder(self._settings, str(tenant), record, generation, self._agent_key(key, generation))
+                order = StartOrder(
+                    settings=self._settings,
+                    tenant=str(tenant),
+                    record=record,
+                    generation=generation,
+                    agent_key=self._agent_key(key, generation),
+                    egress_hosts=self._registrar.egress_hosts(record),
+                )
                 status = json.loads(await asyncio.wait_for(handle.start.remote(order.to_bytes()), START_TIMEOUT_S))
-                live = _Live(handle, status["host"], status["port"], generation, status["enforcement"])
-                await self._run(partial(self._registrar.mark_live, tenant, agent, generation, f"{live.host}:{live.port}"))
+                live = _Live(handle, status["host"], status["port"], generation)
             except (Exception, asyncio.CancelledError) as e:
                 if handle is not None:
-                    ray.kill(handle)
+                    kill(handle)
                 await self._gone(key, generation, "start_failed")
                 if isinstance(e, SovereignError | asyncio.CancelledError):
                     raise
@@ -257,25 +264,35 @@ class GovernanceActor:
             self._watch(key, live)
             self._metrics.woken()
             self._pool.taken()
+            # The caller need not wait for the record: until it is written, recovery finds the generation as `starting`.
+            self._background(self._settle_start(key, live))
             return live
 
-    def _create(self, key: tuple[str, str], record: AgentRecord, generation: int) -> ActorHandle[Any]:
+    async def _settle_start(self, key: tuple[str, str], live: _Live) -> None:
+        """Record that a generation answers, and learn what is enforced on it."""
+        tenant, agent = TenantId(key[0]), AgentId(key[1])
+        try:
+            await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
+            live.enforcement = json.loads(await live.handle.status.remote())["enforcement"]
+        except (SovereignError, RayError) as e:
+            log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _create(self, key: tuple[str, str], record: AgentRecord, generation: int) -> Handle:
         resources = record.spec.resources
-        # No runtime_env: an actor with one of its own misses the warm pool. The generation in the name keeps a killed
-        # actor's name from ever leading to a later one.
-        return (
-            ray.remote(AgentActor)
-            .options(
-                name=actor_name(key, generation),
-                namespace=NAMESPACE,
-                lifetime="detached",
-                num_cpus=resources.cpu_milli / 1000,
-                memory=resources.memory_bytes,
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=16,
-            )
-            .remote()
+        # The generation in the name keeps a killed actor's name from ever leading to a later one.
+        return create(
+            AgentActor,
+            name=actor_name(key, generation),
+            cpus=resources.cpu_milli / 1000,
+            memory_bytes=resources.memory_bytes,
+            restarts=False,  # only governance revives
+            concurrency=16,
+            get_if_exists=False,
         )
 
     def _watch(self, key: tuple[str, str], live: _Live) -> None:
@@ -287,9 +304,7 @@ class GovernanceActor:
             if self._live.get(key) is live:
                 await self._lost(key, live)
 
-        task = asyncio.ensure_future(until_it_ends())
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+        self._background(until_it_ends())
 
     async def _answers(self, live: _Live) -> bool:
         try:
@@ -301,7 +316,7 @@ class GovernanceActor:
     async def _lost(self, key: tuple[str, str], live: _Live) -> None:
         if self._live.get(key) is live:
             del self._live[key]
-            ray.kill(live.handle)
+            kill(live.handle)
             log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
             await self._gone(key, live.generation, "lost")
 
@@ -318,20 +333,20 @@ class GovernanceActor:
         with contextlib.suppress(RayError, TimeoutError):
             await asyncio.wait_for(live.handle.drain.remote(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + 2)
             return
-        ray.kill(live.handle)
+        kill(live.handle)
 
     async def _recover(self) -> None:
         """Put right what an earlier governor left midway: decisions without outcome, starts without end, strays."""
         self._registrar = await self._run(partial(open_registrar, self._settings))
         await self._run(self._registrar.recover)
-        rows: list[LiveRow] = await self._run(self._registrar.live_rows)
+        rows = await self._run(self._registrar.live_rows)
         wanted = {actor_name((r.tenant, r.agent_id), r.generation): r for r in rows}
-        names = await self._run(partial(_agent_actor_names))
-        for name in names - wanted.keys():
+        running = await self._run(partial(names, "agent:"))
+        for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
             with contextlib.suppress(ValueError):
-                ray.kill(await self._run(partial(ray.get_actor, name, NAMESPACE)))
-        await asyncio.gather(*(self._adopt(row, name in names) for name, row in wanted.items()))
+                kill(await self._run(partial(find, name)))
+        await asyncio.gather(*(self._adopt(row, name in running) for name, row in wanted.items()))
         log.info("governance is ready: %d agents live", len(self._live))
 
     async def _adopt(self, row: LiveRow, exists: bool) -> None:
@@ -339,14 +354,16 @@ class GovernanceActor:
         key = (row.tenant, row.agent_id)
         if exists:
             with contextlib.suppress(ValueError, RayError, TimeoutError):
-                handle = await self._run(partial(ray.get_actor, actor_name(key, row.generation), NAMESPACE))
+                handle = await self._run(partial(find, actor_name(key, row.generation)))
                 status = json.loads(await asyncio.wait_for(handle.status.remote(), STATUS_TIMEOUT_S))
-                if status["state"] == "live" and row.state == "live":
+                if status["state"] == "live" and row.state in ("starting", "live"):
                     live = _Live(handle, status["host"], status["port"], row.generation, status["enforcement"])
+                    if row.state == "starting":
+                        await self._settle_start(key, live)
                     self._live[key] = live
                     self._watch(key, live)
                     return
-                ray.kill(handle)
+                kill(handle)
         await self._gone(key, row.generation, "lost")
 
     def _agent_key(self, key: tuple[str, str], generation: int) -> bytes:
@@ -372,24 +389,6 @@ def open_registrar(settings: Settings) -> Registrar:
     return wiring.build_registrar(settings)
 
 
-def _agent_actor_names() -> set[str]:
-    names = ray.util.list_named_actors(all_namespaces=True)
-    return {n["name"] for n in names if n["namespace"] == NAMESPACE and n["name"].startswith("agent:")}
-
-
-def start_governance(settings: Settings) -> ActorHandle[Any]:
+def start_governance(settings: Settings) -> Handle:
     """Create the governance actor of this cluster, or return the one that runs."""
-    return (
-        ray.remote(GovernanceActor)
-        .options(
-            name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=4096,
-        )
-        .remote(settings.to_json())
-    )
+    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096)

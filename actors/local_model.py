@@ -11,12 +11,8 @@ import importlib.util
 import json
 import urllib.request
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-
-from actors.ray_environment import NAMESPACE
+from actors.ray_actors import Handle, create
 from cluster.errors import ConfigurationError, UnavailableError
 
 NAME = "local-model"
@@ -72,18 +68,6 @@ def weights() -> Path:
     return files[0]
 
 
-def start_local_model(host: str, port: int) -> ActorHandle[Any]:
+def start_local_model(host: str, port: int) -> Handle:
     """Create the model's actor, or return the one that runs."""
-    return (
-        ray.remote(LocalModelActor)
-        .options(
-            name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=CPU,
-            memory=MEMORY_BYTES,
-            max_restarts=-1,
-        )
-        .remote(host, port)
-    )
+    return create(LocalModelActor, host, port, name=NAME, cpus=CPU, memory_bytes=MEMORY_BYTES, restarts=True)

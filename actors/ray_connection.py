@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from actors.ray_environment import NAMESPACE
@@ -22,5 +23,5 @@ def connect_to(settings: Settings) -> ClusterState:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
-    ray.init(address=state.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level="WARNING")
+    ray.init(address=state.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     return state

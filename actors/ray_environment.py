@@ -111,6 +111,8 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         MARKER: cluster_id,
         "PYTHONPATH": str(PROJECT_ROOT),
         "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', os.defpath)}",
+        # What a killed process leaves in its temporary folder goes with the cluster.
+        "TMPDIR": str(settings.run_dir / "t"),
         # Token authentication is asked for, never left to Ray's own guess.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(settings.secret_dir / "ray-token"),
@@ -120,6 +122,7 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a `uv run` ancestor would give every actor its own runtime_env
+        "RAY_worker_niceness": "0",  # agents and gateways are what this machine is for; Ray would run them at 15
         # The warm pool: idle workers that have imported what agents need.
         "RAY_enable_worker_prestart": "1",
         "RAY_prestart_worker_first_driver": "0",

@@ -19,14 +19,16 @@ def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
-    worker = ray._private.worker.global_worker
+    worker: Any = ray._private.worker.global_worker
     node = worker.node
+    stubs: Any = node_manager_pb2_grpc
+    messages: Any = node_manager_pb2
     address = f"{node.node_ip_address}:{node.node_manager_port}"
-    request = node_manager_pb2.PrestartWorkersRequest(num_workers=count, keep_alive_duration_secs=keep_alive_s)
+    request = messages.PrestartWorkersRequest(num_workers=count, keep_alive_duration_secs=keep_alive_s)
     metadata = [("ray_cluster_id", worker.gcs_client.cluster_id.hex())]
     metadata += [(k.lower(), v) for k, v in get_auth_headers_if_auth_enabled({}).items()]
     with init_grpc_channel(address) as channel:
-        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, metadata=metadata, timeout=5)
+        stubs.NodeManagerServiceStub(channel).PrestartWorkers(request, metadata=metadata, timeout=5)
 
 
 def bind_replica_server_to(host: str) -> None:
@@ -34,8 +36,9 @@ def bind_replica_server_to(host: str) -> None:
 
     Must be called before the replica is initialised, that is in the constructor of the deployment's class.
     """
-    from ray.serve._private import replica
+    from ray.serve._private import replica as module
 
+    replica: Any = module
     original = replica.add_port_to_grpc_server
 
     def on_host(server: Any, address: str) -> Any:

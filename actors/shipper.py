@@ -14,11 +14,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import ray
-from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from actors.ray_environment import NAMESPACE
+from actors.ray_actors import Handle, create
 from cluster import wiring
 from cluster.errors import SovereignError
 from cluster.settings import Settings
@@ -31,11 +27,11 @@ log = logging.getLogger(__name__)
 class ShipperActor:
     """Ships on every interval, and at once when asked."""
 
-    def __init__(self, settings: str, node_id: str, metrics_port: int) -> None:
+    def __init__(self, settings: str, metrics_port: int) -> None:
         self._settings = Settings.from_json(settings)
         configure_logging("shipper", level=self._settings.log_level, directory=self._settings.log_dir)
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
-        self._shipper = wiring.build_shipper(self._settings, node_id)
+        self._shipper = wiring.build_shipper(self._settings, wiring.node_name(self._settings))
         self._step = threading.Lock()
         self._exporter = _serve_metrics(self._settings, metrics_port)
         self._loop = asyncio.ensure_future(self._ship_for_ever())
@@ -98,19 +94,7 @@ def shipper_name(node_id: str) -> str:
     return f"shipper:{node_id}"
 
 
-def start_shipper(settings: Settings, node_id: str, metrics_port: int) -> ActorHandle[Any]:
+def start_shipper(settings: Settings, node_id: str, metrics_port: int) -> Handle:
     """Create the shipper of the node with this Ray id, or return the one that runs."""
-    return (
-        ray.remote(ShipperActor)
-        .options(
-            name=shipper_name(node_id),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-        )
-        .remote(settings.to_json(), node_id, metrics_port)
-    )
+    name = shipper_name(node_id)
+    return create(ShipperActor, settings.to_json(), metrics_port, name=name, restarts=True, node_id=node_id)

@@ -18,6 +18,8 @@ class StartOrder:
     record: AgentRecord
     generation: int
     agent_key: bytes
+    # The hosts that its tools may fetch from, as the policy in force names them.
+    egress_hosts: tuple[str, ...] = ()
 
     @property
     def writer_id(self) -> str:
@@ -33,6 +35,7 @@ class StartOrder:
                 "record": self.record.to_json(),
                 "generation": self.generation,
                 "agent_key": self.agent_key.hex(),
+                "egress_hosts": self.egress_hosts,
             }
         ).encode()
 
@@ -46,4 +49,5 @@ class StartOrder:
             record=AgentRecord.from_json(d["record"]),
             generation=d["generation"],
             agent_key=bytes.fromhex(d["agent_key"]),
+            egress_hosts=tuple(d["egress_hosts"]),
         )

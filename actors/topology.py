@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ import psutil
 
 from actors.listeners import assert_private, is_loopback
 from actors.ray_environment import MARKER, Ports, head_command, ray_environment, write_haproxy_launcher
+from cluster import wiring
+from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import ConfigurationError, ConflictError, SovereignError, UnavailableError
 from cluster.identity.secret_file import write_secret
 from cluster.settings import PROJECT_ROOT, Settings
@@ -149,6 +152,7 @@ class _Supervisor:
             url = f"http://{settings.host}:{self._ports.local_model}/v1"
             settings = settings.model_copy(update={"local_model_url": url})
         self._settings = settings
+        settings = self._with_sandbox(settings)
         write_haproxy_launcher(settings)
         self._env = ray_environment(settings, self._ports, self._cluster_id, os.environ)
         self._state = ClusterState(
@@ -186,6 +190,14 @@ class _Supervisor:
             raise
         finally:
             self._tear_down(head)
+
+    def _with_sandbox(self, settings: Settings) -> Settings:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SandboxWeakWarning)
+            settings = wiring.choose_sandbox(settings)
+        for warning in caught:
+            self._progress(f"warning: {warning.message}")
+        return settings
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
@@ -302,7 +314,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 
 def _make_folders(settings: Settings) -> None:
-    for folder in (settings.home, settings.secret_dir, settings.run_dir):
+    for folder in (settings.home, settings.secret_dir, settings.run_dir, settings.run_dir / "t"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
         if status.st_uid != os.getuid():

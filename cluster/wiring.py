@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
     from cluster.agents.record import AgentRecord
+    from cluster.agents.sandbox import Sandbox
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
     from cluster.lake.ship import Shipper
@@ -56,8 +57,11 @@ def open_coordination(settings: Settings) -> Coordination:
     return SqliteCoordination(settings.coordination_path)
 
 
-def build_brain(settings: Settings, tenant: str, record: AgentRecord, *, on_refusal: OnRefusal) -> Brain:
-    """Return what answers an agent's calls: its model, its granted tools in the sandbox, its conversations."""
+def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[str, ...], on_refusal: OnRefusal) -> Brain:
+    """Return what answers an agent's calls: its model, its granted tools in the sandbox, its conversations.
+
+    `egress_hosts` are the hosts that its tools may fetch from. Raises ConfigurationError for a model that can't be had.
+    """
     from cluster.agents.brain import Brain
     from cluster.agents.models import build_model
     from cluster.agents.sqlite_checkpointer import SqliteCheckpointStore
@@ -65,17 +69,52 @@ def build_brain(settings: Settings, tenant: str, record: AgentRecord, *, on_refu
     spec = record.spec
     return Brain(
         build_model(spec.model, local_model_url=settings.local_model_url),
-        _build_tools(settings, record),
+        _build_tools(settings, record, egress_hosts),
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
         model_name=spec.model,
-        checkpointer=SqliteCheckpointStore(settings.checkpoint_dir / tenant / f"{spec.agent_id}.sqlite"),
+        checkpointer=SqliteCheckpointStore(settings.checkpoint_dir / record.tenant / f"{spec.agent_id}.sqlite"),
         on_refusal=on_refusal,
     )
 
 
-def _build_tools(settings: Settings, record: AgentRecord) -> list[BaseTool]:
-    return []
+def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[str, ...]) -> list[BaseTool]:
+    if not record.tools:
+        return []
+    from cluster.agents.catalogue import ToolSettings, build_tools
+    from cluster.agents.egress import EgressPolicy
+    from cluster.agents.sandbox import ToolLimits
+
+    return build_tools(
+        record.tools,
+        sandbox=_sandbox(settings),
+        limits=ToolLimits(memory_bytes=record.spec.resources.memory_bytes),
+        egress=EgressPolicy(hosts=egress_hosts),
+        settings=ToolSettings(search_url=settings.search_url, search_corpus=settings.search_corpus),
+    )
+
+
+def choose_sandbox(settings: Settings) -> Settings:
+    """Return the settings with the sandbox that works here in the place of "auto", so that no agent has to probe again.
+
+    Raises ConfigurationError when bubblewrap was asked for and does not work; emits SandboxWeakWarning when tools will
+    run in a plain process.
+    """
+    from cluster.agents.sandbox import open_sandbox
+
+    kind = "bubblewrap" if open_sandbox(settings.sandbox).strength == "strong" else "process"
+    return settings.model_copy(update={"sandbox": kind})
+
+
+def _sandbox(settings: Settings) -> Sandbox:
+    """Return the sandbox that `choose_sandbox` found, without another probe."""
+    from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox
+    from cluster.agents.process_sandbox import ProcessSandbox
+    from cluster.agents.sandbox import TOOLS_DIR, open_sandbox
+
+    if settings.sandbox == "auto":
+        return open_sandbox()
+    return BubblewrapSandbox(TOOLS_DIR) if settings.sandbox == "bubblewrap" else ProcessSandbox(TOOLS_DIR)
 
 
 def build_authenticator(settings: Settings) -> Authenticator:
@@ -134,6 +173,13 @@ def open_journal(settings: Settings, writer_id: str, node: str = "local") -> Jou
     finally:
         coordination.close()
     return JournalWriter(settings.journal_dir, writer_id, epoch, clock=SystemClock(), sync_ms=settings.journal_sync_ms)
+
+
+def node_name(settings: Settings) -> str:
+    """Return this node's name, which outlives every restart; it is made at the first start."""
+    path = settings.home / "node-name"
+    write_secret(path, f"n{secrets.token_hex(4)}")
+    return path.read_text()
 
 
 def process_writer_id(component: str) -> str:

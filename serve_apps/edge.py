@@ -66,8 +66,8 @@ class Edge:
                 return self.refuse(error, exchange, request.url.path, openai=openai)
             except Exception:
                 log.exception("the gateway failed on %s", request.url.path)
-                error = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
-                return self.refuse(error, exchange, request.url.path, openai=openai)
+                fault = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
+                return self.refuse(fault, exchange, request.url.path, openai=openai)
             response.headers["x-request-id"] = exchange.request_id
             return response
 

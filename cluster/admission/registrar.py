@@ -232,6 +232,11 @@ class Registrar:
             "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
         }
 
+    def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
+        """Return the hosts behind the names of the agent's network access, as the policy in force says."""
+        places = self._bundle.catalog.egress
+        return tuple(h for name in record.spec.network_access if name in places for h in places[name].hosts)
+
     def policy_status(self) -> dict[str, str]:
         """Return revision and digest of the policy that decides here."""
         return {"revision": self._engine.revision, "digest": self._engine.digest}

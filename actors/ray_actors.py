@@ -1,0 +1,63 @@
+"""Creating, finding and ending Ray actors: the few calls of Ray that the shells share, with types."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import ray
+
+from actors.ray_environment import NAMESPACE
+
+# A handle has its actor's methods, which Ray's own generic type cannot say: it makes every call `Never`.
+Handle: TypeAlias = Any
+
+
+def create(
+    cls: type,
+    *arguments: object,
+    name: str,
+    cpus: float = 0,
+    memory_bytes: int | None = None,
+    restarts: bool,
+    concurrency: int | None = None,
+    node_id: str | None = None,
+    get_if_exists: bool = True,
+) -> Handle:
+    """Create a detached actor under `name`, or return the one that has it, when `get_if_exists`.
+
+    It gets no runtime_env, because an actor with one of its own misses the warm pool. With `restarts` Ray starts it again
+    whenever it ends; no call is ever repeated by Ray.
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "get_if_exists": get_if_exists,
+        "num_cpus": cpus,
+        "memory": memory_bytes,
+        "max_restarts": -1 if restarts else 0,
+        "max_task_retries": 0,
+    }
+    if concurrency is not None:
+        options["max_concurrency"] = concurrency
+    if node_id is not None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(cls).options(**options).remote(*arguments)
+
+
+def find(name: str) -> Handle:
+    """Return the actor with this name; raises ValueError when there is none. Blocks: never call it on an event loop."""
+    return ray.get_actor(name, NAMESPACE)
+
+
+def kill(handle: Handle) -> None:
+    """End an actor's process at once; it is not started again."""
+    ray.kill(handle)
+
+
+def names(prefix: str) -> set[str]:
+    """Return the names of the platform's live actors that begin with `prefix`."""
+    listed: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    return {n["name"] for n in listed if n["namespace"] == NAMESPACE and n["name"].startswith(prefix)}
