@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.agents.egress import EgressPolicy
-from cluster.agents.sandbox import TOOLS_DIR, ToolLimits, ToolRun
+from cluster.agents.sandbox import MAX_CHILDREN, TOOLS_DIR, ToolLimits, ToolRun
 from cluster.agents.seccomp import tool_filter
 from cluster.agents.tool_process import ToolProcess, run_tool
 from cluster.agents.tools_bytecode import compile_tools
@@ -28,6 +29,7 @@ class BubblewrapSandbox:
 
     def __init__(self, tools_dir: Path = TOOLS_DIR) -> None:
         compile_tools(tools_dir)
+        self._slots = asyncio.Semaphore(MAX_CHILDREN)
         self._walls = [*_walls(), "--ro-bind", str(tools_dir), _CHILD_TOOLS]
 
     @property
@@ -76,7 +78,8 @@ class BubblewrapSandbox:
                 if program:
                     os.close(fd)
 
-        return await run_tool(start, tool, arguments, limits, egress, folders=inside)
+        async with self._slots:
+            return await run_tool(start, tool, arguments, limits, egress, folders=inside)
 
 
 @functools.cache

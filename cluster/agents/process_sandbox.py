@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.agents.egress import EgressPolicy
-from cluster.agents.sandbox import TOOLS_DIR, ToolLimits, ToolRun
+from cluster.agents.sandbox import MAX_CHILDREN, TOOLS_DIR, ToolLimits, ToolRun
 from cluster.agents.seccomp import tool_filter
 from cluster.agents.tool_process import ToolProcess, run_tool
 from cluster.agents.tools_bytecode import compile_tools
@@ -22,6 +23,7 @@ class ProcessSandbox:
 
     def __init__(self, tools_dir: Path = TOOLS_DIR) -> None:
         compile_tools(tools_dir)
+        self._slots = asyncio.Semaphore(MAX_CHILDREN)
         self._tools_dir = tools_dir
 
     @property
@@ -51,14 +53,15 @@ class ProcessSandbox:
         folders: Mapping[str, Path] | None = None,
     ) -> ToolRun:
         """Run `tool` in a fresh child; see the port."""
-        with tempfile.TemporaryDirectory(prefix="tool-") as scratch:
-            command = [sys.executable, "-I", "-S", "-X", "frozen_modules=on", "-c", _START, str(self._tools_dir)]
-            return await run_tool(
-                lambda: ToolProcess(command, cwd=Path(scratch), session=True),
-                tool,
-                arguments,
-                limits,
-                egress,
-                folders={name: str(path) for name, path in (folders or {}).items()},
-                seccomp=tool_filter(processes=limits.processes > 1) or b"",
-            )
+        command = [sys.executable, "-I", "-S", "-X", "frozen_modules=on", "-c", _START, str(self._tools_dir)]
+        async with self._slots:
+            with tempfile.TemporaryDirectory(prefix="tool-") as scratch:
+                return await run_tool(
+                    lambda: ToolProcess(command, cwd=Path(scratch), session=True),
+                    tool,
+                    arguments,
+                    limits,
+                    egress,
+                    folders={name: str(path) for name, path in (folders or {}).items()},
+                    seccomp=tool_filter(processes=limits.processes > 1) or b"",
+                )

@@ -19,6 +19,12 @@ from cluster.errors import ConfigurationError
 TOOLS_DIR = Path(__file__).parent / "tools"
 
 
+# What an interpreter needs to start and do something.
+MIN_TOOL_MEMORY_BYTES = 64 << 20
+# Children of one agent that run at once; a model may ask for many tools in one answer, and the others wait.
+MAX_CHILDREN = 4
+
+
 class SandboxWeakWarning(UserWarning):
     """Tools run without a namespace of their own: they can read what this process's user can read."""
 
@@ -38,6 +44,14 @@ class ToolLimits:
     file_bytes: int = 16 << 20
     # How many pages it may ask its host for.
     fetches: int = 16
+
+    @classmethod
+    def within(cls, memory_bytes: int) -> ToolLimits:
+        """Return the usual limits for the tools of an agent that declared `memory_bytes`.
+
+        A tool gets at most half of it: children count against their agent, and one that takes all would end the agent.
+        """
+        return cls(memory_bytes=min(cls().memory_bytes, max(MIN_TOOL_MEMORY_BYTES, memory_bytes // 2)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ import pytest
 from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox, probe
 from cluster.agents.call import CURRENT_METER, CallMeter
 from cluster.agents.egress import EgressPolicy
+from cluster.agents.memory_watchdog import children_of
 from cluster.agents.process_sandbox import ProcessSandbox
-from cluster.agents.sandbox import TOOLS_DIR, Sandbox, SandboxWeakWarning, ToolLimits, ToolRun, open_sandbox
+from cluster.agents.sandbox import MAX_CHILDREN, TOOLS_DIR, Sandbox, SandboxWeakWarning, ToolLimits, ToolRun, open_sandbox
 from cluster.errors import ConfigurationError
 
 LIMITS = ToolLimits(memory_bytes=128 << 20, cpu_s=1, wall_s=20, output_bytes=64 << 10, file_bytes=4 << 20)
@@ -73,6 +74,25 @@ async def test_many_at_once(sandbox: Sandbox) -> None:
     """Runs do not meet each other."""
     got = await asyncio.gather(*(run(sandbox, f"r = {n}") for n in range(6)))
     assert [g.result for g in got] == list(range(6))
+
+
+async def test_children_of_one_agent_are_bounded(sandbox: Sandbox) -> None:
+    """Control: the slots of each sandbox. However many tools a model asks for at once, only a few processes run."""
+    before = set(_processes())
+    tasks = [asyncio.create_task(run(sandbox, "import time; time.sleep(0.05); r = 1")) for _ in range(12)]
+    most = 0
+    while not all(t.done() for t in tasks):
+        most = max(most, len([p for p in children_of() if p not in before]))
+        await asyncio.sleep(0.002)
+    assert [t.result().result for t in tasks] == [1] * 12
+    assert 1 <= most <= MAX_CHILDREN
+
+
+def test_tools_get_at_most_half_of_what_their_agent_declared() -> None:
+    """A tool at its limit does not end its agent."""
+    assert ToolLimits.within(256 << 20).memory_bytes == 128 << 20
+    assert ToolLimits.within(64 << 30).memory_bytes == ToolLimits().memory_bytes
+    assert ToolLimits.within(1 << 20).memory_bytes == 64 << 20
 
 
 @pytest.mark.parametrize(
@@ -273,8 +293,6 @@ def _processes() -> list[int]:
 
 
 def _descendants(pid: int) -> set[int]:
-    from cluster.agents.memory_watchdog import children_of
-
     direct = {c for c in children_of(pid) if _alive(c)}
     return direct | {d for c in direct for d in _descendants(c)}
 
