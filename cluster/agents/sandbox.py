@@ -91,16 +91,20 @@ class Sandbox(Protocol):
         ...
 
 
-def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, tools_dir: Path = TOOLS_DIR) -> Sandbox:
+def open_sandbox(
+    kind: Literal["auto", "bubblewrap", "process"] = "auto", *, tools_dir: Path = TOOLS_DIR, probed: bool = False
+) -> Sandbox:
     """Return the sandbox of `kind`; "auto" is bubblewrap where a probe shows that it works.
 
+    The probe starts a process, once in each of ours. With `probed` the caller says that another process of this node has
+    seen bubblewrap work; should it fail after all, the tools fail, and do not run unconfined.
     Raises ConfigurationError when bubblewrap was asked for and does not work, and emits SandboxWeakWarning when tools
     will run in a plain process.
     """
     from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox, probe
     from cluster.agents.process_sandbox import ProcessSandbox
 
-    why_not = "" if kind == "process" else probe()
+    why_not = "" if kind == "process" or probed else probe()
     if kind != "process" and not why_not:
         return BubblewrapSandbox(tools_dir)
     if kind == "bubblewrap":

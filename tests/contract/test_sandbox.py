@@ -385,6 +385,7 @@ def test_without_bubblewrap_auto_is_weak_and_bubblewrap_is_refused(monkeypatch: 
         assert open_sandbox("auto").strength == "weak"
     with pytest.raises(ConfigurationError, match="is not installed"):
         open_sandbox("bubblewrap")
+    assert open_sandbox("auto", probed=True).strength == "strong"
 
 
 def test_the_filter_is_a_program() -> None:
