@@ -86,6 +86,25 @@ def join_cgroup(
     return group
 
 
+def remove_cgroups(cluster: str, mounts: Path = Path("/proc/self/mountinfo")) -> None:
+    """Remove the groups that killed agents of `cluster` left behind, wherever they were made; one with a process in it stays."""
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text().splitlines():
+            left, _, right = line.partition(" - ")
+            if right.startswith("cgroup"):
+                _remove_below(Path(left.split(" ")[4]), f"sovereign-{_safe(cluster)}", depth=4)
+
+
+def _remove_below(folder: Path, name: str, depth: int) -> None:
+    with contextlib.suppress(OSError):
+        for child in os.scandir(folder):
+            if child.name == name:
+                _sweep(Path(child.path))
+                _rmdir(Path(child.path))
+            elif depth > 0 and child.is_dir(follow_symlinks=False):
+                _remove_below(Path(child.path), name, depth - 1)
+
+
 def _homes(mountinfo: str, membership: str) -> Iterator[tuple[str, tuple[int, Path]]]:
     """Yield (controller, (version, this process's own group)); version 2 has the controller ""."""
     own: dict[str, str] = {}

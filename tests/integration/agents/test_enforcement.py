@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.agents.cgroup import join_cgroup
+from cluster.agents.cgroup import join_cgroup, remove_cgroups
 from cluster.agents.enforcement import Enforced, EnforcementReport
 
 PROLOGUE = """
@@ -179,3 +179,12 @@ def test_a_controller_that_is_not_delegated_is_advisory(fake: Any) -> None:
     group = join_cgroup("c", "a-g1", cpu_milli=500, memory_bytes=1 << 30, **fake(2, "memory.max", "memory.oom.group"))
     assert group.enforced == {"memory": "cgroup v2 limit"}
     assert "not writable here" in group.refused["cpu"]
+
+
+def test_what_killed_agents_left_is_removed(tmp_path: Path) -> None:
+    """Groups of one cluster are found wherever they were made; those of another stay."""
+    for name in ("a/b/sovereign-c/x-g1", "sovereign-c/y-g1", "a/sovereign-d/z-g1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "mountinfo").write_text(f"3 2 0:2 / {tmp_path} rw - cgroup cgroup rw,memory\n")
+    remove_cgroups("c", tmp_path / "mountinfo")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("sovereign-*")) == ["a/sovereign-d"]
