@@ -258,7 +258,7 @@ class JournalWriter:
             os.ftruncate(self._fd, self._offset)
         except OSError as e:
             self._broken = f"a write failed ({why}) and could not be undone ({e})"
-        raise self._storage_error(why)
+        raise self._storage_error(self._broken or why)
 
     def _raise_if_broken(self) -> None:
         if self._broken:

@@ -160,8 +160,9 @@ def _check(values: list[Any], kind: pa.DataType, optional: bool, allowed: frozen
     found = set(map(type, values))
     if optional:
         found.discard(type(None))
-    if found - {wanted}:
-        raise ValueError(f"a value of {found - {wanted}} in a column of {wanted}")
+    # A text may be of a subclass, as a StrEnum's members are; an integer may not, as True and False are.
+    if wrong := {t for t in found if t is not wanted and not (wanted is str and issubclass(t, str))}:
+        raise ValueError(f"a value of {wrong} in a column of {wanted}")
     if wanted is int and values and min(v for v in values if v is not None) < 0:
         raise ValueError("a negative quantity")
     if allowed is not None and not allowed.issuperset(values):
