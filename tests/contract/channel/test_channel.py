@@ -426,6 +426,27 @@ async def test_one_call_too_many_is_refused_and_never_starts() -> None:
         await asyncio.gather(*waiting)
 
 
+async def test_a_caller_holds_its_own_bound_without_asking() -> None:
+    """One call more than `max_pending` is refused before it is sent, and a given-up call keeps its place until it ended."""
+    held = Held()
+    async with an_agent(held, max_streams=64) as agent:
+        client = await agent.client(max_pending=2)
+        waiting = [asyncio.ensure_future(client.call(b"", grant=agent.grant, deadline_s=60)) for _ in range(2)]
+        await until(lambda: held.calls == 2)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        assert client.pending == 2
+        with pytest.raises(OverloadedError, match="carries 2 calls"):
+            await client.call(b"", grant=agent.grant, deadline_s=60)
+        with pytest.raises(OverloadedError):
+            client.stream(b"", grant=agent.grant, deadline_s=60)
+        await until(lambda: client.pending == 1)
+        held.let_go.set()
+        assert await client.call(b"x", grant=agent.grant, deadline_s=60) == b"x"
+        await waiting[1]
+        assert held.calls == 3
+
+
 async def test_a_connection_too_many_is_refused() -> None:
     """The bound on connections holds, and says so; a place that becomes free can be taken."""
     async with an_agent(echo, max_connections=2) as agent:

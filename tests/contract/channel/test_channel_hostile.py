@@ -159,10 +159,11 @@ async def test_a_broken_frame_ends_its_connection_with_a_reason(fault: str) -> N
         encode(FrameType.HELLO, 0, HELLO.pack(MAGIC, VERSION + 1, 1, 1)),
         encode(FrameType.HELLO, 0, b""),
         encode(FrameType.CALL, 1, b"\0" * 14),
-        encode(FrameType.CALL, 1, b"\0" * 100_000),
+        encode(FrameType.CALL, 1, b"\0" * 100_000)[:12],
+        encode(FrameType.CALL, 1, HELLO.pack(MAGIC, VERSION, 1 << 20, 64)),
         encode(FrameType.PING, 0),
     ],
-    ids=["HTTP", "magic", "version", "empty", "CALL first", "large CALL first", "PING first"],
+    ids=["HTTP", "magic", "version", "empty", "CALL first", "head of a large CALL", "HELLO's words in a CALL", "PING first"],
 )
 async def test_who_does_not_say_hello_gets_nowhere(greeting: bytes) -> None:
     """Before a HELLO of this version nothing else is read, and no memory is kept for it."""
