@@ -8,8 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.servers.cluster import RunningCluster
 
 # The run must not depend on what the operator of this machine has set.
 for _name in [name for name in os.environ if name.startswith("SOVEREIGN_") and name != "SOVEREIGN_SOAK"]:
@@ -23,6 +27,17 @@ os.environ["TMPDIR"] = tempfile.tempdir = str(RUN_FOLDER)
 os.environ["TEST_RUN_ID"] = RUN_ID = secrets.token_hex(8)
 
 from tests.leftovers import foreign_files, marked_processes, open_listeners, wait_until_gone  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RunningCluster]:
+    """A ready cluster with room for many small agents, for every test that does not hurt it; others start their own."""
+    from tests.servers.cluster import running_cluster
+
+    home = RUN_FOLDER / "home"
+    with running_cluster(home, num_cpus=16, queue_limit=64) as running:
+        yield running
+    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,7 +87,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     left = session.config.stash[LEFT]
     left += [f"process {p}" for p in wait_until_gone(RUN_ID, timeout_s=15)]
     left += [f"file {p}" for p in foreign_files(RUN_FOLDER)]
-    shutil.rmtree(RUN_FOLDER, ignore_errors=True)
+    if session.testsfailed and os.environ.get("CI") != "true":
+        left.append(f"kept for you to look into: {RUN_FOLDER}")
+    else:
+        shutil.rmtree(RUN_FOLDER, ignore_errors=True)
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

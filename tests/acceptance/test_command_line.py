@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from cluster.settings import Settings
+from tests.servers.cluster import RunningCluster
 
 POLICY = {
     "agent_type": "planner",
@@ -49,17 +49,8 @@ class Command:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("home") / "h")
-    up = command.json("up", "--http-port", "0")
-    assert up["status"] == "ready"
-    yield command
-    cluster_id = command.json("status")["cluster_id"]
-    assert command.json("down")["stopped"] is True
-    left = [p for p in psutil.process_iter() if carries(p, cluster_id)]
-    assert not left
-    assert not Settings.load(home=command.home).run_dir.exists()
-    assert command.json("status", code=5)["running"] is False
+def command(cluster: RunningCluster) -> Command:
+    return Command(cluster.settings.home)
 
 
 def carries(process: psutil.Process, cluster_id: str) -> bool:
@@ -101,7 +92,9 @@ def test_the_example_registers_from_a_file_from_stdin_and_from_options(command: 
     options += [x for tool in POLICY["allowed_tools"] for x in ("--tool", tool)]
     options += [x for capability in EXAMPLE_1["capabilities"] for x in ("-c", capability)]
     assert command.json("agents", "register", "strategic-planner-001", *options) == wanted
-    assert [a["agent_id"] for a in command.json("agents", "list")["agents"]] == ["strategic-planner-001"]
+    assert "strategic-planner-001" in [a["agent_id"] for a in command.json("agents", "list", "--limit", "1000")["agents"]]
+    page = command.json("agents", "list", "--after", "strategic-planner-000", "--limit", "1")
+    assert [a["agent_id"] for a in page["agents"]] == ["strategic-planner-001"]
     assert command.json("agents", "show", "strategic-planner-001")["agent_id"] == "strategic-planner-001"
 
 
@@ -170,12 +163,16 @@ def test_logs_show_each_part_by_name(command: Command) -> None:
 
 
 def test_two_clusters_run_side_by_side_and_down_ends_only_its_own(command: Command, tmp_path: Path) -> None:
-    """They share no port, no file and no process."""
-    other = Command(tmp_path / "other")
-    mine, theirs = command.json("status"), other.json("up", "--http-port", str(httpx.URL(command.json("up")["http_url"]).port))
+    """They share no port, no file and no process; after `down` nothing of the one is left, and the other answers on."""
+    mine, other = command.json("status"), Command(tmp_path / "other")
+    theirs = other.json("up", "--http-port", str(httpx.URL(mine["http_url"]).port))
+    cluster_id = other.json("status")["cluster_id"]
     assert theirs["http_url"] != mine["http_url"]
+    assert any(carries(p, cluster_id) for p in psutil.process_iter())
     assert other.json("agents", "list")["agents"] == []
     assert other.json("down")["stopped"] is True
-    assert not psutil.pid_exists(theirs["pid"])
+    assert not [p for p in psutil.process_iter() if carries(p, cluster_id)]
+    assert not Settings.load(home=other.home).run_dir.exists()
+    assert other.json("status", code=5)["running"] is False
     assert command.json("status")["cluster_id"] == mine["cluster_id"]
     assert httpx.get(f"{mine['http_url']}/health/ready", trust_env=False).status_code == 200
