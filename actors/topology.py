@@ -33,6 +33,7 @@ import psutil
 from actors.listeners import assert_private, is_loopback
 from actors.ray_environment import MARKER, Ports, head_command, ray_environment, write_haproxy_launcher
 from cluster import wiring
+from cluster.agents.cgroup import remove_cgroups
 from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import ConfigurationError, ConflictError, SovereignError, UnavailableError
 from cluster.identity.secret_file import write_secret
@@ -223,6 +224,7 @@ class _Supervisor:
                 head.wait(10)
         self._progress("ending processes")
         end_marked(self._cluster_id)
+        remove_cgroups(self._settings.run_dir.name)
         if head is not None:
             head.wait()
         _forget(self._settings)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
     from cluster.agents.record import AgentRecord
-    from cluster.agents.sandbox import Sandbox
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
     from cluster.lake.ship import Shipper
@@ -83,12 +82,12 @@ def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[st
         return []
     from cluster.agents.catalogue import ToolSettings, build_tools
     from cluster.agents.egress import EgressPolicy
-    from cluster.agents.sandbox import ToolLimits
+    from cluster.agents.sandbox import ToolLimits, open_sandbox
 
     return build_tools(
         record.tools,
-        sandbox=_sandbox(settings),
-        limits=ToolLimits(memory_bytes=record.spec.resources.memory_bytes),
+        sandbox=open_sandbox(settings.sandbox, probed=settings.sandbox != "auto"),
+        limits=ToolLimits.within(record.spec.resources.memory_bytes),
         egress=EgressPolicy(hosts=egress_hosts),
         settings=ToolSettings(search_url=settings.search_url, search_corpus=settings.search_corpus),
     )
@@ -104,17 +103,6 @@ def choose_sandbox(settings: Settings) -> Settings:
 
     kind = "bubblewrap" if open_sandbox(settings.sandbox).strength == "strong" else "process"
     return settings.model_copy(update={"sandbox": kind})
-
-
-def _sandbox(settings: Settings) -> Sandbox:
-    """Return the sandbox that `choose_sandbox` found, without another probe."""
-    from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox
-    from cluster.agents.process_sandbox import ProcessSandbox
-    from cluster.agents.sandbox import TOOLS_DIR, open_sandbox
-
-    if settings.sandbox == "auto":
-        return open_sandbox()
-    return BubblewrapSandbox(TOOLS_DIR) if settings.sandbox == "bubblewrap" else ProcessSandbox(TOOLS_DIR)
 
 
 def build_authenticator(settings: Settings) -> Authenticator:

@@ -69,6 +69,7 @@ def test_a_stream_comes_in_pieces_and_ends_with_its_usage(cluster: RunningCluste
 def test_a_conversation_is_remembered_and_its_turns_run_one_by_one(cluster: RunningCluster) -> None:
     """Two turns sent at once to one conversation run in order; another conversation does not wait for them."""
     cluster.register("memory")
+    assert cluster.ask("memory").status_code == 200
 
     async def talk() -> list[str]:
         client = cluster.async_openai()
@@ -85,11 +86,9 @@ def test_a_conversation_is_remembered_and_its_turns_run_one_by_one(cluster: Runn
             await turn(conversation, text)
             done.append(name)
 
-        slow = asyncio.ensure_future(note("slow", "a", script({"sleep_s": 1}, {"say": "slow"})))
-        while True:  # until the slow turn is under way
-            status = (await asyncio.to_thread(cluster.http.get, "/api/v1/status")).json()
-            if any(x["agent_id"] == "memory" for x in status["live"]):
-                break
+        before = cluster.journal_bytes("memory")
+        slow = asyncio.ensure_future(note("slow", "a", script({"sleep_s": 1.5}, {"say": "slow"})))
+        await asyncio.to_thread(eventually, lambda: cluster.journal_bytes("memory") > before)  # it is under way
         await asyncio.gather(slow, note("queued", "a", script({"say": "queued"})), note("other", "b", script({"say": "other"})))
         await client.close()
         return done
@@ -152,7 +151,7 @@ def test_a_granted_tool_runs_in_the_sandbox_and_is_metered(cluster: RunningClust
         capabilities=["market_analysis"],
         security_policy={"allowed_tools": ["data_analysis"], "resource_limits": {"cpu": "100m", "memory": "512Mi"}},
     )
-    call = {"name": "data_analysis", "args": {"data": [{"x": 1}, {"x": 3}], "sql": "select avg(x) as mean from data"}}
+    call = {"name": "data_analysis", "args": {"rows": [{"x": 1}, {"x": 3}], "sql": "select avg(x) as mean from data"}}
     answer = cluster.ask("analyst", script({"call_tool": call}, {"say": "{tool}"}))
     assert answer.status_code == 200, answer.text
     assert "2" in answer.json()["choices"][0]["message"]["content"]

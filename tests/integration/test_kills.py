@@ -13,7 +13,6 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import RUN_FOLDER
 from tests.servers.cluster import RunningCluster, eventually, running_cluster
 from tests.sizes import soak
 
@@ -22,9 +21,9 @@ PARTS = {"agent": "AgentActor", "governance": "GovernanceActor", "gateway": "Ser
 
 
 @pytest.fixture(scope="module")
-def hurt() -> Iterator[RunningCluster]:
+def hurt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """A cluster that may be hurt."""
-    with running_cluster(RUN_FOLDER / "hurt", num_cpus=8, warm_pool=2) as running:
+    with running_cluster(tmp_path_factory.mktemp("hurt") / "home", num_cpus=8, warm_pool=2) as running:
         for agent in AGENTS:
             assert running.register(agent, model="scripted:echo").status_code == 201
             assert running.ask(agent).status_code == 200
@@ -108,14 +107,13 @@ def test_a_killed_agent_ends_its_open_calls_as_lost(hurt: RunningCluster) -> Non
     """
     hurt.register("doomed")
     assert hurt.ask("doomed", json.dumps({"script": [{"say": "awake"}]})).status_code == 200
-    journal = hurt.settings.journal_dir / "agent.default.doomed"
-    size = sum(f.stat().st_size for f in journal.rglob("*.seg"))
+    size = hurt.journal_bytes("doomed")
     answers: list[httpx.Response] = []
     text = json.dumps({"script": [{"sleep_s": 60}, {"say": "never"}]})
     caller = threading.Thread(target=lambda: answers.append(hurt.ask("doomed", text)))
     caller.start()
     # The first fact of the call is in the journal, so it was admitted.
-    eventually(lambda: sum(f.stat().st_size for f in journal.rglob("*.seg")), lambda now: now > size)
+    eventually(lambda: hurt.journal_bytes("doomed") > size)
     victim = _holder(hurt, "doomed")
     assert victim is not None
     psutil.Process(victim).kill()

@@ -52,7 +52,7 @@ class RunningCluster:
     def register(self, agent_id: str, *, cpu: str = "500m", memory: str = "256Mi", **more: Any) -> httpx.Response:
         body: dict[str, Any] = {
             "agent_id": agent_id,
-            "capabilities": [],
+            "capabilities": ["market_analysis"],
             "model": "scripted:steps",
             "security_policy": {"resource_limits": {"cpu": cpu, "memory": memory}},
         }
@@ -70,6 +70,10 @@ class RunningCluster:
                 if any(name in part for part in process.cmdline()):
                     found.append(process)
         return found
+
+    def journal_bytes(self, agent_id: str) -> int:
+        """Return how much the agent has written: it grows when a call is admitted, and when it ends."""
+        return sum(f.stat().st_size for f in (self.settings.journal_dir / f"agent.default.{agent_id}").rglob("*.seg"))
 
     def usage(self, agent_id: str) -> list[dict[str, Any]]:
         """Return the agent's usage rows in the lake, raw and with every duplicate."""
