@@ -87,8 +87,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     left = session.config.stash[LEFT]
     left += [f"process {p}" for p in wait_until_gone(RUN_ID, timeout_s=15)]
     left += [f"file {p}" for p in foreign_files(RUN_FOLDER)]
-    if session.testsfailed and os.environ.get("CI") != "true":
-        left.append(f"kept for you to look into: {RUN_FOLDER}")
+    if session.testsfailed and os.environ.get("CI") != "true" and any(RUN_FOLDER.rglob("*.jsonl")):
+        left.append(f"the logs of what failed, kept for you: {RUN_FOLDER}")
     else:
         shutil.rmtree(RUN_FOLDER, ignore_errors=True)
     if left and session.exitstatus == pytest.ExitCode.OK:
