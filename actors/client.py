@@ -9,7 +9,6 @@ Who holds the cluster's Ray token is an operator: the tenant is taken at their w
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -123,6 +122,6 @@ async def connect(
     if not ray.is_initialized():
         from actors.ray_connection import connect_to
 
-        await asyncio.to_thread(connect_to, settings or Settings.load())
+        connect_to(settings or Settings.load())  # blocks for a moment, once: Ray wants the main thread
     principal = Principal(TenantId(tenant), ProjectId(project), subject, frozenset(Scope))
     return GovernanceClient(Governance(), principal)

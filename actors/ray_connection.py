@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 
 from actors.ray_environment import NAMESPACE
+from actors.ray_internals import use_token_on_loopback
 from actors.topology import ClusterState, read_state
 from cluster.errors import UnavailableError
 from cluster.settings import Settings
@@ -16,11 +16,7 @@ def connect_to(settings: Settings) -> ClusterState:
     state = read_state(settings)
     if state is None or not state.alive or state.status != "ready":
         raise UnavailableError(f"No cluster runs under {settings.home}.", hint="Start one with `sovereign up`.")
-    # Ray reads these when it is imported.
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.secret_dir / "ray-token")
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    use_token_on_loopback(settings.secret_dir / "ray-token")
     import ray
 
     ray.init(address=state.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)

@@ -6,6 +6,8 @@ refused because a listener could be reached.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +31,23 @@ def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
     metadata += [(k.lower(), v) for k, v in get_auth_headers_if_auth_enabled({}).items()]
     with init_grpc_channel(address) as channel:
         stubs.NodeManagerServiceStub(channel).PrestartWorkers(request, metadata=metadata, timeout=5)
+
+
+def use_token_on_loopback(token_path: Path) -> None:
+    """Make this process, which may have imported Ray already, a driver with this token that keeps to loopback.
+
+    Ray reads both when it is imported, so its copies are set too. Must be called before `ray.init`.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path)
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray import _raylet
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    core: Any = _raylet
+    core.Config.initialize("")
 
 
 def bind_replica_server_to(host: str) -> None:

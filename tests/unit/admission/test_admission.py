@@ -88,7 +88,9 @@ def test_plans_differ(engine: RegorusPolicyEngine, bundle: PolicyBundle) -> None
 
 
 @pytest.mark.parametrize("entrypoint", [ADMISSION, ACTIVATION, INVOCATION], ids=lambda e: e.rule)
-@pytest.mark.parametrize("data", [b"{}", b"[]", b"null", b'{"agent":null,"principal":null}', b'{"agent":[],"principal":{"scopes":0}}'])
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[]", b"null", b'{"agent":null,"principal":null}', b'{"agent":[],"principal":{"scopes":0}}']
+)
 def test_an_input_without_its_fields_is_denied(engine: RegorusPolicyEngine, entrypoint: Entrypoint, data: bytes) -> None:
     """Whatever is missing, the answer is no (threat 26)."""
     decision = decide(engine, AdmissionRequest(entrypoint, data))
@@ -256,7 +258,11 @@ def test_an_action_needs_its_scope(engine: RegorusPolicyEngine, action: str) -> 
         ("plans.yaml", {"standard.models": ["unknown:*"]}, "unknown"),
         ("plans.yaml", {"standard.defaults.agent_type": "robot"}, "robot"),
         ("plans.yaml", {"standard.max_replicas": 0}, "plans.standard.max_replicas"),
-        ("plans.yaml", {"standard.agent_limits": {"cpu": {"min": "2", "max": "1"}, "memory": {"min": "1", "max": "2"}}}, "cpu.min"),
+        (
+            "plans.yaml",
+            {"standard.agent_limits": {"cpu": {"min": "2", "max": "1"}, "memory": {"min": "1", "max": "2"}}},
+            "cpu.min",
+        ),
         ("tenants.yaml", {"default": {"plan": "none", "active": True}}, "none"),
         ("tenants.yaml", {"Bad Tenant": {"plan": "standard", "active": True}}, "tenants"),
         ("tenants.yaml", {"default": {"plan": "standard", "active": "yes"}}, "active"),

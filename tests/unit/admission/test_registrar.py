@@ -398,7 +398,9 @@ def test_one_of_many_starts_it(governor: Registrar) -> None:
     assert {type(e) for e in refused} == {IllegalTransitionError}
 
 
-def test_a_removed_agent_with_a_process_never_wakes_and_keeps_its_quota_until_it_ends(governor: Registrar, tmp_path: Path) -> None:
+def test_a_removed_agent_with_a_process_never_wakes_and_keeps_its_quota_until_it_ends(
+    governor: Registrar, tmp_path: Path
+) -> None:
     """Revoked at once, not found by anyone, its quota held while its process may run, and its name not free before."""
     governor.register(principal(), request("a"), idempotency_key="k")
     governor.begin_start(DEFAULT, A)

@@ -98,7 +98,25 @@ def test_random_bytes_are_taken_as_another_parser_takes_them_or_refused() -> Non
     """For any bytes: the value that orjson reads, or an InvalidRequestError; never another failure."""
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)
-    pieces = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b'"a"', b'"b"', b"1", b"-", b".5", b"e9", b"null", b"true", b"\\u00e9"]
+    pieces = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b'"a"',
+        b'"b"',
+        b"1",
+        b"-",
+        b".5",
+        b"e9",
+        b"null",
+        b"true",
+        b"\\u00e9",
+    ]
     pieces += [b"\\ud83d", b"\\ude00", b"\xc3\xa9", b"\xff", b" ", b"\n", b"NaN", b"9" * 20, b'{"a":1}', b"[[]]"]
     for _ in range(soak(3_000, 200_000)):
         data = b"".join(rng.choices(pieces, k=rng.randrange(1, 14)))

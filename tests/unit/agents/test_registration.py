@@ -49,14 +49,23 @@ def test_the_example_is_taken_as_it_stands() -> None:
     assert spec.resources == Resources(1000, 2 << 30)
     assert spec.capabilities == ("competitive_research", "market_analysis", "trend_forecasting")
     assert spec.allowed_tools == ("data_analysis", "report_generation", "web_search")
-    assert (spec.agent_type, spec.data_access_level, spec.network_access) == ("planner", "strategic_read_only", ("external_apis",))
+    assert (spec.agent_type, spec.data_access_level, spec.network_access) == (
+        "planner",
+        "strategic_read_only",
+        ("external_apis",),
+    )
     assert (spec.model, spec.max_iterations, spec.compliance) == ("local:small", 7, ("GDPR", "SOC2"))
 
 
 def test_what_is_left_out_is_the_tenants_default() -> None:
     """Id and capabilities alone give an agent of the tenant's default policy, with all tools that follow."""
     spec = parse_registration(LEAST).to_spec(DEFAULTS)
-    assert (spec.agent_type, spec.model, spec.resources, spec.allowed_tools) == ("assistant", "local:small", DEFAULTS.resources, None)
+    assert (spec.agent_type, spec.model, spec.resources, spec.allowed_tools) == (
+        "assistant",
+        "local:small",
+        DEFAULTS.resources,
+        None,
+    )
     assert (spec.network_access, spec.compliance, spec.max_iterations) == (("outside",), ("SOC2",), 7)
 
 
@@ -114,7 +123,25 @@ def test_a_wrong_type_is_refused_and_named(field: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "a/../b", "%2e%2e", "a\0b", "a\n", "\na", "a b", "", "-a", "a-", "A", "é", "аgent", "ａgent", "a" * 64, "a.b", "a_b"],
+    [
+        "../x",
+        "a/../b",
+        "%2e%2e",
+        "a\0b",
+        "a\n",
+        "\na",
+        "a b",
+        "",
+        "-a",
+        "a-",
+        "A",
+        "é",
+        "аgent",
+        "ａgent",
+        "a" * 64,
+        "a.b",
+        "a_b",
+    ],
     ids=ascii,
 )
 def test_an_odd_agent_id_is_refused(name: str) -> None:

@@ -63,7 +63,17 @@ def test_every_failure_says_the_same(store: SqliteCoordination, clock: FakeClock
     clock.advance(1_000_000)
     wrong = text[:-1] + ("0" if text[-1] != "0" else "1")
     unknown = f"sk-sov-{'0' * 16}-{text.rpartition('-')[2]}"
-    headers = ["", "Bearer", f"Basic {text}", text, f"Bearer {text} ", f"Bearer {text}\n", f"Bearer  {text.upper()}", "Bearer é", "B" * 9999]
+    headers = [
+        "",
+        "Bearer",
+        f"Basic {text}",
+        text,
+        f"Bearer {text} ",
+        f"Bearer {text}\n",
+        f"Bearer  {text.upper()}",
+        "Bearer é",
+        "B" * 9999,
+    ]
     said = set()
     for header in [*headers, *(f"Bearer {t}" for t in (wrong, unknown, expired, revoked))]:
         with pytest.raises(UnauthenticatedError) as refused:

@@ -1,0 +1,162 @@
+"""Bad input of every kind: a clear 4xx that names the field, one audit fact, and a process that lives."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from tests.servers.cluster import RunningCluster, eventually
+
+REGISTRATION: dict[str, Any] = {
+    "agent_id": "never",
+    "capabilities": ["market_analysis"],
+    "security_policy": {"resource_limits": {"cpu": "100m", "memory": "256Mi"}},
+}
+CHAT: dict[str, Any] = {"model": "never", "messages": [{"role": "user", "content": "x"}]}
+DEEP = b'{"agent_id":' + b"[" * 200 + b"]" * 200 + b"}"
+
+
+def limits(**changed: object) -> dict[str, Any]:
+    return {"security_policy": {"resource_limits": {"cpu": "100m", "memory": "256Mi"} | changed}}
+
+
+@pytest.mark.parametrize("path", ["/api/v1/agents", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        DEEP,
+        b'{"model": "a", "model": "b", "messages": []}',
+        b'{"agent_id": "\\ud800"}',
+        b'{"temperature": NaN}',
+        b'{"max_tokens": ' + b"9" * 400 + b"}",
+        b"\xff\xfe",
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+    ],
+    ids=["deep", "duplicate-keys", "lone-surrogate", "nan", "400-digits", "not-utf8", "empty", "null", "array", "cut"],
+)
+def test_bytes_that_are_no_request(cluster: RunningCluster, path: str, body: bytes) -> None:
+    """Threat 19. Refused with 400 before anything is decided, and the next request is answered (control: parse_strict_json)."""
+    answer = cluster.http.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert cluster.http.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "agent_id", ["../up", "%2e%2e", "a\x00b", "a\nb", "\u0430gent", "Agent", "-a", "a" * 64, "", 5, None], ids=ascii
+)
+def test_an_id_that_is_no_name(cluster: RunningCluster, agent_id: object) -> None:
+    """Threat 22. Refused with 400 that names the field, in a body and in a path (control: Identifier)."""
+    answer = cluster.http.post("/api/v1/agents", json=REGISTRATION | {"agent_id": agent_id})
+    assert answer.status_code == 400
+    assert [e["field"] for e in answer.json()["errors"]] == ["agent_id"]
+    answer = cluster.http.post("/v1/chat/completions", json=CHAT | {"model": agent_id})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize("path", ["%2e%2e%2fsecrets", "..%2f..", "a%00b", "A", "%D0%B0gent"])
+def test_an_id_in_a_path_that_is_no_name(cluster: RunningCluster, path: str) -> None:
+    """Threat 22. However it is encoded, it names nothing but an agent."""
+    answer = cluster.http.get(f"/api/v1/agents/{path}")
+    assert answer.status_code in (400, 404), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (limits(memory="512m"), "security_policy.resource_limits.memory"),
+        (limits(memory="-1"), "security_policy.resource_limits.memory"),
+        (limits(memory="1e3"), "security_policy.resource_limits.memory"),
+        (limits(memory=" 1"), "security_policy.resource_limits.memory"),
+        (limits(memory="9" * 30), "security_policy.resource_limits.memory"),
+        (limits(cpu="-100m"), "security_policy.resource_limits.cpu"),
+        (limits(cpu="1e3"), "security_policy.resource_limits.cpu"),
+        (limits(cpu=""), "security_policy.resource_limits.cpu"),
+        (limits(gpu="1"), "security_policy.resource_limits.gpu"),
+        ({"capabilities": "market_analysis"}, "capabilities"),
+        ({"capabilities": [1]}, "capabilities.0"),
+        ({"capabilities": None}, "capabilities"),
+        ({"surprise": 1}, "surprise"),
+        ({"security_policy": []}, "security_policy"),
+        ({"compliance_requirements": {}}, "compliance_requirements"),
+        ({"model": 7}, "model"),
+    ],
+)
+def test_a_registration_with_a_wrong_field(cluster: RunningCluster, change: dict[str, Any], field: str) -> None:
+    """Threats 27, 34. 400, the field by its path, and nothing is registered (controls: RegistrationRequest, parse_memory)."""
+    answer = cluster.http.post("/api/v1/agents", json=REGISTRATION | change)
+    assert answer.status_code == 400, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert any(e["field"].startswith(field) for e in answer.json()["errors"]), answer.json()
+    assert cluster.http.get("/api/v1/agents/never").status_code == 404
+
+
+def test_a_missing_field_is_refused(cluster: RunningCluster) -> None:
+    """Threat 26. What must be said and is not is named, and nothing is assumed in its place."""
+    answer = cluster.http.post("/api/v1/agents", json={"agent_id": "never"})
+    assert answer.status_code == 400
+    assert [e["field"] for e in answer.json()["errors"]] == ["capabilities"]
+
+
+def test_a_capability_that_the_tenant_may_not_have_is_named(cluster: RunningCluster) -> None:
+    """A denial is 403 and names every failed check with what to change."""
+    answer = cluster.http.post("/api/v1/agents", json=REGISTRATION | {"capabilities": ["market_analysis", "payment_execution"]})
+    assert answer.status_code == 403
+    failed = {e["field"]: e["message"] for e in answer.json()["errors"]}
+    assert any("payment_execution" in message for message in failed.values()), failed
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer nonsense", "Basic abc", "Bearer sk-sov-0000-00", "bearer  x"])
+def test_no_credentials(cluster: RunningCluster, header: str) -> None:
+    """Without a key that holds the answer is 401 in the same words, whatever is wrong with it."""
+    for path in ("/api/v1/agents", "/v1/models"):
+        answer = cluster.http.get(path, headers={"authorization": header})
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert "carries no valid credentials" in answer.text
+
+
+def test_an_oversized_body_is_cut_off(cluster: RunningCluster) -> None:
+    """413 as soon as it is known, whether its length was declared or it came in chunks."""
+    big = b'{"x": "' + b"a" * (2 << 20) + b'"}'
+    assert cluster.http.post("/api/v1/agents", content=big).status_code == 413
+
+    def chunks() -> Any:
+        for _ in range(64):
+            yield b"a" * (64 << 10)
+
+    assert cluster.http.post("/v1/chat/completions", content=chunks()).status_code == 413
+    assert cluster.http.get("/health/live").status_code == 200
+
+
+def test_headers_that_two_readers_would_read_differently(cluster: RunningCluster) -> None:
+    """A second Authorization, or two lengths, is a 400 and not a guess."""
+    host, port = cluster.state.http_url.removeprefix("http://").split(":")
+    twice = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {cluster.key}\r\nAuthorization: Bearer b\r\n"
+    both = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n"
+    for request in (twice, both):
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall((request + "Connection: close\r\n\r\n").encode())
+            assert raw.recv(64).split()[1] == b"400"
+
+
+def test_unknown_paths_and_methods_are_told_apart(cluster: RunningCluster) -> None:
+    """404 and 405, each as a problem document."""
+    assert cluster.http.get("/nothing").json()["code"] == "not_found"
+    assert cluster.http.put("/api/v1/agents").json()["code"] == "method_not_allowed"
+    assert cluster.http.get("/v1/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_a_refusal_leaves_one_audit_fact(cluster: RunningCluster) -> None:
+    """The request's id leads to exactly one row in the audit log, with the reason and the fields."""
+    cluster.http.post("/api/v1/agents", json=REGISTRATION | {"surprise": 1}, headers={"x-request-id": "look-for-me"})
+    rows = eventually(lambda: cluster.audit(request_id="look-for-me"))
+    assert [(r["action"], r["outcome"], r["reason"]) for r in rows] == [("gateway:request:refuse", "denied", "invalid_request")]
+    assert json.loads(rows[0]["detail_json"])["fields"] == ["surprise"]
