@@ -114,7 +114,7 @@ class ChannelClient:
         """
         connection = self._connection
         if not connection.has_room:
-            await connection.room()
+            deadline_s = await connection.room_within(deadline_s)
         loop = connection.loop
         done: asyncio.Future[bytes] = loop.create_future()
         stream = connection.open(payload, grant, deadline_s, 0, 0)
@@ -162,6 +162,8 @@ class _ClientConnection(Connection):
         self._max_pending = max_pending
         self._peer_max_frame = 0
         self._last_id = 0
+        # Calls that are not sent yet because the agent reads too slowly.
+        self._held_back = 0
         self._why = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -206,8 +208,7 @@ class _ClientConnection(Connection):
         """Sign and queue a CALL frame, and return its stream."""
         if self.closed:
             raise self._lost_error()
-        if len(self.calls) + len(self.given_up) >= self._max_pending:
-            raise OverloadedError(f"The connection to the agent carries {self._max_pending} calls, which is its bound.")
+        self._check_bound()
         if deadline_s <= 0:
             raise DeadlineExceededError("The call's deadline passed before it was sent.")
         deadline_ms = max(int(min(deadline_s * 1000, MAX_DEADLINE_MS)), 1)
@@ -218,6 +219,22 @@ class _ClientConnection(Connection):
         stream = self._last_id = self._next_id()
         self.send(_CALL, stream, CALL_HEAD.pack(deadline_ms, len(signed), credit) + signed + payload, flags)
         return stream
+
+    async def room_within(self, deadline_s: float) -> float:
+        """Wait until a call may be queued; returns the seconds that are left of `deadline_s`."""
+        self._check_bound()
+        self._held_back += 1
+        started = self._loop.time()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self.room()
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"The call could not be sent within {deadline_s:g} s: the agent reads too slowly."
+            ) from None
+        finally:
+            self._held_back -= 1
+        return deadline_s - (self._loop.time() - started)
 
     def expire(self, stream: int, deadline_s: float) -> None:
         """End a call by this end's own clock."""
@@ -232,6 +249,10 @@ class _ClientConnection(Connection):
                 call.timer.cancel()
             self.given_up.add(stream)
             self.send(_CANCEL, stream)
+
+    def _check_bound(self) -> None:
+        if len(self.calls) + len(self.given_up) + self._held_back >= self._max_pending:
+            raise OverloadedError(f"The connection to the agent carries {self._max_pending} calls, which is its bound.")
 
     def _ended(self, stream: int, call: _Pending | CallStream) -> _Pending | CallStream:
         del self.calls[stream]

@@ -83,7 +83,8 @@ class ChannelServer:
     async def start(self, host: str, port: int = 0) -> int:
         """Listen on `host`, on any free port if `port` is 0, and return the port."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._accept, host, port, ssl=self._ssl)
+        handshake_s = self._ping_interval_s if self._ssl else None
+        self._listener = await loop.create_server(self._accept, host, port, ssl=self._ssl, ssl_handshake_timeout=handshake_s)
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109  # the calls go on when it passes, so nothing is cancelled

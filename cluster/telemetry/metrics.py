@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -58,6 +59,9 @@ class Stage(StrEnum):
     RESPOND = "respond"
 
 
+_OF_PROCESS: dict[tuple[int, Path, str], Metrics] = {}
+
+
 class Metrics:
     """Counts and measures for one process. Every method is cheap, never waits, and never raises for what it is told."""
 
@@ -101,8 +105,15 @@ class Metrics:
 
     @classmethod
     def of_process(cls, directory: Path, component: str) -> Self:
-        """Return the metrics of this process, written to `directory` every half second as long as it lives."""
+        """Return the metrics of this process, written to `directory` every half second as long as it lives.
+
+        The same ones for every caller, so that a process that is bound to one agent after the other has one file.
+        """
+        key = (os.getpid(), directory, component)
+        if (known := _OF_PROCESS.get(key)) is not None:
+            return cast(Self, known)
         metrics = cls(directory, component)
+        _OF_PROCESS[key] = metrics
         metrics.flush()
         threading.Thread(target=metrics._flush_for_ever, name="metrics", daemon=True).start()
         atexit.register(metrics.close)

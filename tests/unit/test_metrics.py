@@ -263,6 +263,14 @@ def test_of_process_writes_by_itself_and_at_the_end(tmp_path: Path) -> None:
     assert page(tmp_path)["sovereign_refusals_total{reason=x}"] == 1
 
 
+def test_a_process_has_one_set_of_metrics(tmp_path: Path) -> None:
+    """Whoever asks again gets the same one, so that there is one file and one thread."""
+    first = Metrics.of_process(tmp_path, "agent")
+    assert Metrics.of_process(tmp_path, "agent") is first
+    assert Metrics.of_process(tmp_path, "tool") is not first
+    assert page(tmp_path)["sovereign_processes{component=agent}"] == 1
+
+
 def test_a_disk_that_does_not_take_the_snapshot_stops_nobody(tmp_path: Path) -> None:
     """Counting goes on, and the next snapshot has it all."""
     m = Metrics(tmp_path / "m", "gateway")

@@ -447,6 +447,31 @@ async def test_a_caller_holds_its_own_bound_without_asking() -> None:
         assert held.calls == 3
 
 
+async def test_an_agent_that_stops_to_read_bounds_its_callers() -> None:
+    """What cannot be sent waits within its deadline and the bound on calls. Control: room_within."""
+    done = asyncio.Event()
+
+    async def behave(peer: RawPeer) -> None:
+        peer.pause()
+        await done.wait()
+
+    async with a_false_agent(behave, max_pending=40) as client:
+        big = [asyncio.ensure_future(client.call(b"x" * 900_000, grant=a_grant(), deadline_s=60)) for _ in range(38)]
+        await until(lambda: client._connection._held_back > 0)
+        with pytest.raises(DeadlineExceededError, match="reads too slowly"):
+            await client.call(b"", grant=a_grant(), deadline_s=0.01)
+        more = [asyncio.ensure_future(client.call(b"", grant=a_grant(), deadline_s=60)) for _ in range(3)]
+        async with asyncio.timeout(PATIENCE_S):
+            ended, _ = await asyncio.wait(more, return_when=asyncio.FIRST_COMPLETED)
+        assert [type(task.exception()) for task in ended] == [OverloadedError]
+        transport = client._connection._transport
+        assert transport is not None
+        assert transport.get_write_buffer_size() < HIGH_WATER + 1_000_000
+        done.set()
+        ends = await asyncio.gather(*big, *more, return_exceptions=True)
+        assert {type(e) for e in ends} == {AgentLostError, OverloadedError}
+
+
 async def test_a_connection_too_many_is_refused() -> None:
     """The bound on connections holds, and says so; a place that becomes free can be taken."""
     async with an_agent(echo, max_connections=2) as agent:
