@@ -173,7 +173,8 @@ class JournalWriter:
         self.close()
 
     def _sync_dirty(self, sync_s: float) -> None:
-        while True:
+        # Looked at again in each round: `close` may have set both events just before this thread cleared the one.
+        while not self._closing.is_set():
             self._wake.wait()
             if self._closing.wait(sync_s):
                 return
