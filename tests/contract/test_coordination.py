@@ -183,9 +183,11 @@ def count_up(store: Coordination, times: int) -> None:
     for _ in range(times):
         while True:
             node = store.get("/counter")
-            op = Set("/counter", str(int(node.value) + 1).encode(), node.version) if node else Create("/counter", b"1")
+            # The check reads before anything is written, as a fence does.
+            ops: list[Op] = [Check("/counter", node.version if node else ABSENT)]
+            ops.append(Set("/counter", str(int(node.value) + 1).encode()) if node else Create("/counter", b"1"))
             try:
-                store.transact([op])
+                store.transact(ops)
             except CoordinationConflictError:
                 continue
             break

@@ -113,23 +113,18 @@ class Inputs:
         plan = rng.choice(self._plans)
         capabilities = self._names("capabilities", plan, 1)
         follow = sorted({t for c in capabilities for t in self._catalog["capabilities"].get(c, {}).get("tools", [])})
-        tools = rng.choice(
-            [None, [], follow, follow[:1], [*follow, rng.choice(["shell", "Web_Search", *self._catalog["tools"]])]]
-        )
+        other = rng.choice(["shell", "Web_Search", *self._catalog["tools"]])
         odd = rng.random() < 0.2
-        limits = plan["agent_limits"]
+        cpu, memory = (plan["agent_limits"][k] for k in ("cpu_milli", "memory_bytes"))
+        models = [m.replace("*", "small") for m in plan["models"]]
         return {
             "agent_id": "agent-1",
             "agent_type": rng.choice([*plan["agent_types"], *(["robot"] if odd else [])]),
             "capabilities": capabilities,
-            "allowed_tools": tools,
-            "model": rng.choice(
-                [m.replace("*", "small") for m in plan["models"]] + (["other:x", "local", "local:"] if odd else [])
-            ),
-            "cpu_milli": rng.choice([limits["cpu_milli"]["min"], limits["cpu_milli"]["max"]])
-            + (rng.choice([-1, 0, 1]) if odd else 0),
-            "memory_bytes": rng.choice([limits["memory_bytes"]["min"], limits["memory_bytes"]["max"]])
-            + (rng.choice([-1, 1]) if odd else 0),
+            "allowed_tools": rng.choice([None, [], follow, follow[:1], [*follow, other]]),
+            "model": rng.choice([*models, *(["other:x", "local", "local:"] if odd else [])]),
+            "cpu_milli": rng.choice([cpu["min"], cpu["max"]]) + (rng.choice([-1, 0, 1]) if odd else 0),
+            "memory_bytes": rng.choice([memory["min"], memory["max"]]) + (rng.choice([-1, 1]) if odd else 0),
             "network_access": self._names("egress", plan),
             "data_access_level": rng.choice([*plan["data_access_levels"], *(self._catalog["data_access_levels"] if odd else [])]),
             "compliance": self._names("compliance", plan),

@@ -194,10 +194,12 @@ def test_a_panic_is_a_no_and_the_next_answer_is_right(bundle: PolicyBundle) -> N
     other.start()
     ready.wait()
     engine._of_thread.engine = held.pop()
-    assert names(decide(engine, question)) == ["policy_engine"]
-    assert decide(engine, question).allow
-    done.set()
-    other.join()
+    try:
+        assert names(decide(engine, question)) == ["policy_engine"]
+        assert decide(engine, question).allow
+    finally:
+        done.set()
+        other.join()
 
 
 def test_every_thread_gets_right_answers(engine: RegorusPolicyEngine, bundle: PolicyBundle) -> None:

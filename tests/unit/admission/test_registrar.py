@@ -272,7 +272,7 @@ def test_a_tenant_sees_only_its_own(governor: Registrar) -> None:
     said = set()
     for tenant, agent in ((TRIAL, A), (DEFAULT, AgentId("none"))):
         for use in (
-            lambda t, a: governor.get(t, a),
+            governor.get,
             lambda t, a: governor.remove(t, a, principal(t)),
         ):
             with pytest.raises(NotFoundError) as refused:
@@ -398,9 +398,7 @@ def test_one_of_many_starts_it(governor: Registrar) -> None:
     assert {type(e) for e in refused} == {IllegalTransitionError}
 
 
-def test_a_removed_agent_with_a_process_never_wakes_and_keeps_its_quota_until_it_ends(
-    governor: Registrar, tmp_path: Path
-) -> None:
+def test_a_removed_agent_never_wakes_and_keeps_its_quota_until_its_process_ends(governor: Registrar, tmp_path: Path) -> None:
     """Revoked at once, not found by anyone, its quota held while its process may run, and its name not free before."""
     governor.register(principal(), request("a"), idempotency_key="k")
     governor.begin_start(DEFAULT, A)
