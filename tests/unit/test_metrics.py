@@ -209,6 +209,8 @@ def test_no_label_grows_without_bound(tmp_path: Path) -> None:
         assert len([k for k in got if k.startswith(name)]) <= MAX_WORDS + MAX_TENANTS + 2
     assert got["sovereign_refusals_total{reason=other}"] == 4 * MAX_WORDS
     assert len(m._known) <= 20 * MAX_TENANTS
+    calls = next(series for name, _, _, series in json.loads(m._file.path.read_bytes()) if name == "sovereign_calls")
+    assert len(calls) <= MAX_WORDS + MAX_TENANTS + 2, "the process's own memory and file are bounded too"
 
 
 def test_a_damaged_file_is_left_out_and_said(tmp_path: Path) -> None:
