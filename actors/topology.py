@@ -1,7 +1,7 @@
 """The supervisor of one node: starts Ray and the platform's parts, watches them, and ends everything that it started.
 
 The supervisor itself holds no Ray connection. It runs two children: `ray start --head --block`, and for a moment
-`actors.bootstrap`, the driver that creates the platform's actors and the way in. Every process of the cluster carries
+`serve_apps.bootstrap`, the driver that creates the platform's actors and the way in. Every process of the cluster carries
 the same marker in its environment, which is how `stop` finds what is left, and finds nothing that is not ours.
 """
 
@@ -247,7 +247,7 @@ class _Supervisor:
         raise self._failed(f"Ray did not listen within {START_TIMEOUT_S:.0f} s", "ray")
 
     def _bootstrap(self, verb: str, timeout_s: float) -> None:
-        command = [sys.executable, "-m", "actors.bootstrap", verb, self._state.ray_address]
+        command = [sys.executable, "-m", "serve_apps.bootstrap", verb, self._state.ray_address]
         with self._log("bootstrap") as log, tempfile.TemporaryFile() as request:
             request.write(json.dumps({"settings": self._settings.to_json(), "ports": self._ports.to_dict()}).encode())
             request.seek(0)

@@ -16,7 +16,10 @@ from tests.servers.cluster import RunningCluster, running_cluster
 @contextlib.contextmanager
 def cluster(**settings: object) -> Iterator[RunningCluster]:
     """Start a cluster as a user would, in a folder of its own, and end it."""
-    with tempfile.TemporaryDirectory(prefix="sov-bench-") as folder, running_cluster(Path(folder) / "home", **settings) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="sov-bench-") as folder,
+        running_cluster(Path(folder) / "home", **settings) as running,
+    ):
         yield running
 
 

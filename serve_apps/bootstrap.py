@@ -1,6 +1,6 @@
 """The driver that creates the platform's parts on a fresh cluster, and the one that ends them in order.
 
-Run by the supervisor as `python -m actors.bootstrap start|stop <gcs address>`, with the settings and ports as JSON on
+Run by the supervisor as `python -m serve_apps.bootstrap start|stop <gcs address>`, with the settings and ports as JSON on
 standard input, never as arguments; what it prints on standard output is progress.
 """
 
