@@ -1,0 +1,134 @@
+"""What a decision costs on top of the bare policy engine, and how many registrations a second reach the disk.
+
+    python -m benchmarks.admission
+
+The bare engine is the same engine, rules, data and input: `set_input_json` and `eval_rule_as_json`, nothing else. A decision
+is `decide()`: canonical input, its digest, evaluation, and the checks on the answer. The two run in turns, so that the
+machine's moods hit both. Registrations go through the real registrar: journal and coordination on disk, synced before the
+answer, by 8 threads as governance has. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import wiring
+from cluster.admission.admission import admission_request, decide
+from cluster.admission.bundle import PolicyBundle, load_bundle
+from cluster.admission.registrar import Registrar
+from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
+from cluster.agents.registration import parse_registration
+from cluster.identity.ids import ProjectId, TenantId
+from cluster.identity.principal import Principal
+from cluster.identity.roles import Scope
+from cluster.settings import Settings
+
+EXAMPLE = {
+    "agent_id": "strategic-planner-001",
+    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
+    "security_policy": {
+        "agent_type": "planner",
+        "allowed_tools": ["web_search", "data_analysis", "report_generation"],
+        "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
+        "network_access": ["external_apis"],
+        "data_access_level": "strategic_read_only",
+    },
+    "compliance_requirements": ["SOC2", "GDPR"],
+}
+WHO = Principal(TenantId("default"), ProjectId("default"), "key:bench", frozenset(Scope))
+BATCH = 25
+
+
+def timed(call: Callable[[], object], times: int) -> list[float]:
+    """Return the microseconds of each of `times` calls."""
+    took = []
+    for _ in range(times):
+        start = time.perf_counter_ns()
+        call()
+        took.append((time.perf_counter_ns() - start) / 1_000)
+    return took
+
+
+def decisions(bundle: PolicyBundle, count: int) -> dict[str, float]:
+    import regorus
+
+    bare = regorus.Engine()
+    for name, text in bundle.modules:
+        bare.add_policy(name, text)
+    bare.add_data_json(bundle.data_json)
+    engine = RegorusPolicyEngine(bundle)
+    plan = bundle.catalog.plan_of(WHO.tenant)
+    assert plan
+    spec = parse_registration(EXAMPLE).to_spec(plan.defaults.to_spec_defaults())
+    prepared = admission_request(WHO, spec)
+    text = prepared.input_json.decode()
+
+    def raw() -> None:
+        bare.set_input_json(text)
+        bare.eval_rule_as_json(prepared.entrypoint.rule)
+
+    def decision() -> None:
+        assert decide(engine, admission_request(WHO, spec)).allow
+
+    raw_us: list[float] = []
+    decision_us: list[float] = []
+    timed(raw, BATCH), timed(decision, BATCH)
+    gc.collect()
+    for turn in range(count // BATCH):
+        pair = [(raw, raw_us), (decision, decision_us)]
+        for call, into in pair if turn % 2 else reversed(pair):
+            into.extend(timed(call, BATCH))
+    raw_p50, decision_p50 = statistics.median(raw_us), statistics.median(decision_us)
+    return {
+        "raw_engine_us_p50": round(raw_p50, 1),
+        "decision_us_p50": round(decision_p50, 1),
+        "decision_us_p99": round(statistics.quantiles(decision_us, n=100)[98], 1),
+        "ratio": round(decision_p50 / raw_p50, 3),
+    }
+
+
+def registrations_per_s(registrar: Registrar, prefix: str, count: int, threads: int) -> float:
+    """Return acknowledged registrations a second, each with two synced facts and one synced transaction."""
+    body = {"capabilities": ["conversation"], "security_policy": {"resource_limits": {"cpu": "10m", "memory": "64Mi"}}}
+
+    def work(number: int) -> None:
+        for i in range(count // threads):
+            agent = {"agent_id": f"{prefix}-{number}-{i}"}
+            assert registrar.register(WHO, parse_registration(body | agent)).created
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return count // threads * threads / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--decisions", type=int, default=4_000)
+    parser.add_argument("--registrations", type=int, default=400, help="the default plan admits 1000 agents in all")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings.load(home=Path(home))
+        result = decisions(load_bundle(settings.policy_dir), options.decisions)
+        registrar = wiring.build_registrar(settings)
+        registrar.recover()
+        alone = registrations_per_s(registrar, "alone", options.registrations // 4, 1)
+        together = registrations_per_s(registrar, "together", options.registrations, 8)
+        registrar.close()
+    print(f"one caller: {alone:.0f} registrations/s; eight callers: {together:.0f}/s")
+    print(json.dumps(result | {"registrations_per_s": round(together, 1)}))
+
+
+if __name__ == "__main__":
+    main()
