@@ -215,6 +215,7 @@ def test_a_fork_neither_writes_nor_keeps_the_lock(tmp_path: Path) -> None:
         if child == 0:
             try:
                 writer.append(Fact(Stream.AUDIT, {{"n": 1}}))
+                print("written", flush=True)
             except StorageError:
                 print("refused", flush=True)
             sys.stdin.readline()
