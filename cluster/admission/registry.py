@@ -80,6 +80,8 @@ class Registry:
             for name in names:
                 tenant, _, agent = name.partition(".")
                 if (row := self.find(TenantId(tenant), AgentId(agent))) is None:
+                    if self._coordination.get(f"/live/{name}") is None:
+                        continue  # it was removed between the two readings
                     raise IntegrityError(f"/live/{name} stands without a record.")
                 r = row.record
                 yield LiveRow(tenant, agent, r.generation, r.state.value, r.address)

@@ -478,6 +478,17 @@ def test_recovery_reads_each_journal_once(tmp_path: Path) -> None:
     second.close()
 
 
+def test_recovery_passes_over_a_governor_that_never_wrote(tmp_path: Path) -> None:
+    """A governor killed between the registration of its journal and its first fact leaves nothing to recover, and no harm."""
+    store = open_store(tmp_path)
+    register_journal(store, "governance", "test")
+    store.close()
+    governor = begin(tmp_path)
+    governor.recover()
+    assert governor.register(principal(), request("a")).created
+    governor.close()
+
+
 def test_policy_status_names_the_bundle(governor: Registrar) -> None:
     """Which policy decides here is told by revision and digest."""
     bundle = load_bundle(POLICIES)
