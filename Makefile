@@ -45,7 +45,8 @@ lint: .venv/.installed-dev compiled ## Check style, types and the import rules
 	@$(BIN)/ruff check -q
 	@$(BIN)/ruff format --check -q
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo || { echo 'lint: an import runs the wrong way (docs/decisions/ says which way is right)' >&2; exit 1; }
+	@said=$$($(BIN)/lint-imports --no-logo) || { echo "$$said" >&2; exit 1; }
+	@echo 'lint: style, types and import rules hold'
 
 bench: .venv/.installed-dev compiled ## Run one benchmark: make bench NAME=invoke
 	@test -f 'benchmarks/$(NAME).py' || { echo 'bench: say which: make bench NAME=<$(shell cd benchmarks 2>/dev/null && ls *.py 2>/dev/null | sed 's/\.py$$//' | paste -sd'|')>' >&2; exit 2; }
