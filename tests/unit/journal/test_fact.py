@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import IntegrityError, InvalidRequestError, PayloadTooLargeError
 from cluster.journal.fact import MAX_FACT_BYTES, Fact, Stream, decode_fact
+from tests.sizes import soak
 
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False) | st.text() | st.binary()
 BODIES = st.dictionaries(st.text(), st.recursive(PLAIN, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=8))
 
 
+@settings(max_examples=soak(40, 2_000), deadline=None)
 @given(st.sampled_from(Stream), BODIES)
 def test_a_fact_reads_back_as_it_was_written(stream: Stream, body: dict[str, object]) -> None:
     """Whatever plain values a body holds."""

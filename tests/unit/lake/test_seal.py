@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.clock import FakeClock, utc
@@ -21,6 +21,7 @@ from cluster.lake.row_digest import row_digest
 from cluster.lake.schema import AUDIT, USAGE
 from cluster.lake.seal import Row, Stretch, build_table, seal
 from tests.lake_samples import AGENT, START_US, admitted, final
+from tests.sizes import soak
 
 JOURNAL = JournalId(AGENT, 2)
 SHIPPER = JournalId("shipper.n1", 7)
@@ -170,6 +171,7 @@ ROWS = st.lists(
 )
 
 
+@settings(max_examples=soak(40, 2_000), deadline=None)
 @given(ROWS, st.integers(0, 12), st.integers(0, 12))
 def test_the_row_digest_is_as_defined_however_rows_are_stored(rows: list[tuple[Any, ...]], cut: int, begin: int) -> None:
     """Chunks, slices, empty tables, absent values and Parquet in between do not change it; the definition is all there is."""
