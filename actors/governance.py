@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 NAME = "governance"
 TICKET_TTL_S = 300.0
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
 # Threads that run decisions and transactions; each keeps a policy engine of its own.
@@ -202,6 +202,12 @@ class GovernanceActor:
         ).to_json()
 
     @_answered
+    async def fill_pool(self) -> dict[str, Any]:
+        """Fill the warm pool; called when the cluster is ready."""
+        self._pool.fill()
+        return {}
+
+    @_answered
     async def status(self) -> dict[str, Any]:
         """Return live agents with what is enforced on each, and the warm pool."""
         await self._prepared()
@@ -257,7 +263,7 @@ class GovernanceActor:
                 log.exception("agent did not start")
                 raise UnavailableError(
                     f"Agent {agent} did not start.",
-                    hint="Retry; if it goes on, `sovereign logs` has the reason.",
+                    hint="Retry; if it goes on, no node may have its CPU and memory free. `sovereign logs` has the reason.",
                     retry_after_s=1,
                 ) from e
             self._live[key] = live

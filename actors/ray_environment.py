@@ -123,8 +123,9 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a `uv run` ancestor would give every actor its own runtime_env
         "RAY_worker_niceness": "0",  # agents and gateways are what this machine is for; Ray would run them at 15
-        # The warm pool: idle workers that have imported what agents need.
-        "RAY_enable_worker_prestart": "1",
+        # The warm pool: idle workers that have imported what agents need. Governance fills it once the cluster is ready;
+        # Ray itself would do so while everything else starts.
+        "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_maximum_startup_concurrency": str(max(1, settings.warm_pool)),
         "RAY_num_workers_soft_limit": str(max(1, settings.warm_pool)),

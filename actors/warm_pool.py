@@ -27,6 +27,11 @@ class WarmPool:
         self._timer: asyncio.TimerHandle | None = None
         self._refills: set[asyncio.Future[None]] = set()
 
+    def fill(self) -> None:
+        """Ask for the whole pool; called once, when nothing more urgent needs the CPU."""
+        self._taken = self.size
+        self._refill()
+
     def taken(self) -> None:
         """Note that an agent took a worker; what was taken is refilled together after a short delay."""
         self._taken += 1
@@ -36,6 +41,8 @@ class WarmPool:
     def _refill(self) -> None:
         self._timer = None
         count, self._taken = min(self._taken, self.size), 0
+        if not count:
+            return
         refill = asyncio.ensure_future(asyncio.to_thread(self._ask, count))
         self._refills.add(refill)
         refill.add_done_callback(self._refills.discard)

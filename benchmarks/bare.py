@@ -1,7 +1,5 @@
 """What a Ray user would write: a gateway replica that forwards to named actors, with none of the platform's code."""
 
-from __future__ import annotations
-
 import json
 import time
 import uuid

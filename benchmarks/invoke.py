@@ -110,6 +110,7 @@ def agent_only() -> float:
 
 
 def start_bare(running: RunningCluster, agents: list[str]) -> None:
+    import ray
     from ray import serve
 
     from actors.ray_connection import connect_to
@@ -119,14 +120,15 @@ def start_bare(running: RunningCluster, agents: list[str]) -> None:
     for name in agents:
         start_bare_agent(name)
     serve.run(BareGateway.bind(), name="bare", route_prefix="/bare")
+    ray.shutdown()  # a driver that outlives its cluster is ended by Ray
 
 
 def main() -> None:
     agents = [f"bench-{i}" for i in range(SPREAD)]
-    with cluster(num_cpus=4) as running:
+    with cluster(num_cpus=64) as running:
         progress("registering and waking agents on both sides")
         for name in agents:
-            running.register(name).raise_for_status()
+            running.register(name, cpu="1000m").raise_for_status()
             running.ask(name).raise_for_status()
         start_bare(running, agents)
         sides = Sides(running)

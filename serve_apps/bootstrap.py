@@ -48,6 +48,7 @@ def start(settings: Settings, ports: Ports) -> None:
         _say("waiting for the local model")
         ray.get(model.ready.remote(), timeout=READY_TIMEOUT_S)
     _wait_until_ready(f"http://{settings.host}:{ports.http}/health/ready")
+    ray.get(governance.fill_pool.remote(), timeout=READY_TIMEOUT_S)
 
 
 def stop() -> None:
