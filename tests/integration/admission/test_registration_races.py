@@ -138,6 +138,11 @@ class FatalJournal:
         self._journal.close()
 
 
+def tell(agent: str) -> None:
+    """Print an acknowledged id by one write: threads must not mix their lines."""
+    os.write(1, f"{agent}\n".encode())
+
+
 def child(home: str, policies: str, prefix: str, epoch: int, fatal_at: int) -> None:
     """One process of these tests: registers until it is done or killed, and prints each acknowledged id."""
     folder = Path(home)
@@ -148,7 +153,7 @@ def child(home: str, policies: str, prefix: str, epoch: int, fatal_at: int) -> N
             folder, policies=Path(policies), store=store, epoch=epoch, sink=JournalWriter(folder / "journal", f"side.{prefix}", 1)
         )
         for agent in register_many(governor, prefix, ATTEMPTS // 4):
-            print(agent, flush=True)
+            tell(agent)
         return governor.close()
 
     from cluster.coordination.journals import register_journal
@@ -168,7 +173,7 @@ def child(home: str, policies: str, prefix: str, epoch: int, fatal_at: int) -> N
 
     def work(number: int) -> None:
         for agent in register_many(governor, f"{prefix}-{number}", 4):
-            print(agent, flush=True)
+            tell(agent)
 
     in_threads(3, work)
     return governor.close()
