@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CPU_PERIOD_US = 100_000
+# What all agents weigh together against everything else on the machine: so many ordinary processes for each CPU.
+AGENTS_WEIGHT = 2
 # The kernel refuses a quota below 1 ms.
 MIN_QUOTA_US = 1_000
 # Room above the declared memory, so that the agent sees a MemoryError before the kernel ends its process.
@@ -73,6 +75,8 @@ def join_cgroup(
         leaf = home / folder / leaf_name
         try:
             _limit(leaf, files[version])
+            if controller == "cpu":
+                _weigh(leaf, version, cpu_milli)
             if not any(leaf == known for known, _ in group._leaves):
                 _enter(leaf)
                 group._leaves.append((leaf, home))
@@ -138,6 +142,18 @@ def _limit(leaf: Path, files: list[tuple[str, str]]) -> None:
     for name, value in files:
         with open(os.open(leaf / name, os.O_WRONLY | os.O_CLOEXEC), "w") as file:  # noqa: PTH123  # must not create
             file.write(value)
+
+
+def _weigh(leaf: Path, version: int, cpu_milli: int) -> None:
+    """Give agents their due when the CPU is short: each by what it declared, and all of them what the machine's CPUs weigh.
+
+    A new group weighs as much as one ordinary process, so without this all agents together would get the share of one.
+    """
+    name, unit, most = ("cpu.shares", 1024, 1 << 18) if version == 1 else ("cpu.weight", 100, 10_000)
+    together = AGENTS_WEIGHT * unit * (os.cpu_count() or 1)
+    for folder, weight in ((leaf.parent, together), (leaf, cpu_milli * unit // 1000)):
+        with contextlib.suppress(OSError):  # a weight is fairness, not a limit
+            (folder / name).write_text(str(min(most, max(2, weight))))
 
 
 def _enter(leaf: Path) -> None:
