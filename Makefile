@@ -49,7 +49,7 @@ lint: .venv/.installed-dev compiled ## Check style, types and the import rules
 	@echo 'lint: style, types and import rules hold'
 
 bench: .venv/.installed-dev compiled ## Run one benchmark: make bench NAME=invoke
-	@test -f 'benchmarks/$(NAME).py' || { echo 'bench: say which: make bench NAME=<$(shell cd benchmarks 2>/dev/null && ls *.py 2>/dev/null | sed 's/\.py$$//' | paste -sd'|')>' >&2; exit 2; }
+	@test -f 'benchmarks/$(NAME).py' || { echo 'bench: say which: make bench NAME=<$(shell cd benchmarks 2>/dev/null && grep -l __main__ *.py 2>/dev/null | sed 's/\.py$$//' | paste -sd'|')>' >&2; exit 2; }
 	@$(PY) -m benchmarks.$(NAME) $(ARGS)
 
 install: .venv/.installed-demo compiled ## Install everything that running needs; then .venv/bin/sovereign up
