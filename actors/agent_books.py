@@ -17,7 +17,7 @@ from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
 from cluster.journal.writer import JournalWriter
-from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.metrics import Metrics, Stage
 
 
 class AgentBooks:
@@ -147,7 +147,10 @@ class CallBooks:
             queue_us=order.queue_us,
             provider_usage_raw=json.dumps(meter.provider_usage) if meter.provider_usage else None,
         )
+        before_us = books.clock.monotonic_us()
         books.journal.append(Fact(Stream.USAGE, event.to_body()))
+        books.metrics.stage(Stage.JOURNAL, books.clock.monotonic_us() - before_us)
+        books.metrics.stage(Stage.AGENT_RUN, latency_us)
         books.metrics.call(books.order.tenant, outcome.value, latency_us)
         return Usage(
             tokens_input_uncached=meter.tokens_input_uncached,

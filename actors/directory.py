@@ -14,9 +14,10 @@ from ray.exceptions import RayError
 from actors.channel import CallStream, ChannelClient
 from actors.governance import NAME, Resolved
 from actors.ray_actors import Handle, find
-from cluster.errors import AgentLostError, StaleGenerationError, UnavailableError, from_problem
+from cluster.errors import AgentLostError, GrantRefusedError, StaleGenerationError, UnavailableError, from_problem
 from cluster.identity.grants import SessionGrant
 from cluster.identity.principal import Principal
+from cluster.telemetry.metrics import Metrics, Stage
 
 # How often a call that was refused before it began is taken to the directory again.
 ATTEMPTS = 4
@@ -97,8 +98,9 @@ class Directory:
     Only a call that its agent refused before it began is sent again: one that was lost midway may have run.
     """
 
-    def __init__(self, governance: Governance) -> None:
+    def __init__(self, governance: Governance, metrics: Metrics | None = None) -> None:
         self._governance = governance
+        self._metrics = metrics
         self._links: dict[LinkKey, Link] = {}
         self._resolving: dict[LinkKey, asyncio.Task[Link]] = {}
         self._clients: dict[tuple[str, int], ChannelClient] = {}
@@ -110,7 +112,7 @@ class Directory:
             link = await self._link(key, principal)
             try:
                 return await link.client.call(payload, grant=link.grant, deadline_s=deadline_s)
-            except StaleGenerationError:
+            except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:
                 self._forget(key, link)
@@ -125,7 +127,7 @@ class Directory:
             stream = link.client.stream(payload, grant=link.grant, deadline_s=deadline_s)
             try:
                 return AgentStream(await anext(stream, None), stream)
-            except StaleGenerationError:
+            except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:
                 self._forget(key, link)
@@ -149,6 +151,7 @@ class Directory:
 
     async def _resolve(self, key: LinkKey, principal: Principal, gone: int) -> Link:
         """Ask governance, and open the connection; a dead one is told to governance, which wakes the agent anew."""
+        began_ns = time.monotonic_ns()
         for _ in range(ATTEMPTS):
             found = Resolved.from_json(await self._governance.call("resolve", principal.to_json(), key[1], gone))
             try:
@@ -160,6 +163,8 @@ class Directory:
             while len(self._links) >= MAX_LINKS:
                 del self._links[next(iter(self._links))]
             self._links[key] = link
+            if self._metrics is not None:
+                self._metrics.stage(Stage.RESOLVE, (time.monotonic_ns() - began_ns) // 1_000)
             return link
         raise self._moved(key[1])
 

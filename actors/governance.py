@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ class GovernanceActor:
         return await asyncio.shield(task)
 
     async def _start(self, key: tuple[str, str], tenant: TenantId, agent: AgentId) -> _Live:
+        began_ns = time.monotonic_ns()
         with bind(tenant=tenant, agent=agent):
             record, generation = await self._run(partial(self._registrar.begin_start, tenant, agent))
             handle: Handle | None = None
@@ -268,7 +270,8 @@ class GovernanceActor:
                 ) from e
             self._live[key] = live
             self._watch(key, live)
-            self._metrics.woken()
+            self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
+            self._metrics.live_agents(len(self._live))
             self._pool.taken()
             # The caller need not wait for the record: until it is written, recovery finds the generation as `starting`.
             self._background(self._settle_start(key, live))
@@ -322,6 +325,7 @@ class GovernanceActor:
     async def _lost(self, key: tuple[str, str], live: _Live) -> None:
         if self._live.get(key) is live:
             del self._live[key]
+            self._metrics.live_agents(len(self._live))
             kill(live.handle)
             log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
             await self._gone(key, live.generation, "lost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeAlias
 
 import ray
@@ -44,7 +45,13 @@ def create(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(cls).options(**options).remote(*arguments)
+    return _exported(cls).options(**options).remote(*arguments)
+
+
+@functools.cache
+def _exported(cls: type) -> Any:
+    """Return the actor class; each call of `ray.remote` would export it anew, and every worker fetch it anew."""
+    return ray.remote(cls)
 
 
 def find(name: str) -> Handle:

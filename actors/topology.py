@@ -152,8 +152,7 @@ class _Supervisor:
         if settings.local_model:
             url = f"http://{settings.host}:{self._ports.local_model}/v1"
             settings = settings.model_copy(update={"local_model_url": url})
-        self._settings = settings
-        settings = self._with_sandbox(settings)
+        self._settings = settings = self._with_sandbox(settings)
         write_haproxy_launcher(settings)
         self._env = ray_environment(settings, self._ports, self._cluster_id, os.environ)
         self._state = ClusterState(

@@ -22,6 +22,8 @@ PRELOADED = (
     "cluster.wiring",
     "cryptography.hazmat.primitives.kdf.hkdf",
     "langchain_openai",
+    # Ray's own serialiser imports it with the first value that an actor returns.
+    "pyarrow",
 )
 
 
@@ -36,9 +38,12 @@ def warm_up() -> None:
 async def _answer_once() -> None:
     from cluster.agents.brain import Brain
     from cluster.agents.call import Call, CallMeter
+    from cluster.agents.catalogue import CATALOGUE, build_tools
     from cluster.agents.models import build_model
+    from cluster.agents.sandbox import open_sandbox
 
-    brain = Brain(build_model("scripted:ok"), [], instructions="", max_iterations=1, model_name="scripted:ok")
+    tools = build_tools(sorted(CATALOGUE), sandbox=open_sandbox("bubblewrap", probed=True))
+    brain = Brain(build_model("scripted:ok"), tools, instructions="", max_iterations=1, model_name="scripted:ok")
     await brain.run(Call("warm-up", [{"role": "user", "content": "ok"}]), CallMeter())
     await brain.close()
 

@@ -69,6 +69,7 @@ class Edge:
                 fault = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
                 return self.refuse(fault, exchange, request.url.path, openai=openai)
             response.headers["x-request-id"] = exchange.request_id
+            self.metrics.request("openai" if openai else "native", response.status_code)
             return response
 
         return endpoint
@@ -85,6 +86,7 @@ class Edge:
     def refuse(self, error: SovereignError, exchange: Exchange, path: str, *, openai: bool) -> Response:
         """Record a refusal and return it as a response."""
         self.record(error, exchange, path)
+        self.metrics.request("openai" if openai else "native", error.status)
         return problem_response(error, openai=openai, request_id=exchange.request_id)
 
     def record(self, error: SovereignError, exchange: Exchange, path: str) -> None:

@@ -30,6 +30,8 @@ class Exchange:
     asked_deadline: str = ""
     # From the monotonic clock, in nanoseconds: durations only.
     began_ns: int = field(default_factory=time.monotonic_ns)
+    # When the stage before this one ended; 0 before the first.
+    lap_ns: int = 0
     principal: Principal | None = None
 
     @classmethod
@@ -55,6 +57,12 @@ class Exchange:
     def elapsed_us(self) -> int:
         """Microseconds since the request was read."""
         return (time.monotonic_ns() - self.began_ns) // 1_000
+
+    def lap_us(self) -> int:
+        """Return the microseconds since the lap before, or since the request was read."""
+        now = time.monotonic_ns()
+        lap, self.lap_ns = (now - (self.lap_ns or self.began_ns)) // 1_000, now
+        return lap
 
     def deadline_s(self, longest_s: float) -> float:
         """Return how many seconds the call may take: what X-Deadline-S asks, at most `longest_s`."""

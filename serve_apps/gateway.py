@@ -60,13 +60,14 @@ class Gateway:
         bind_replica_server_to(settings.host)
         configure_logging("gateway", level=settings.log_level, directory=settings.log_dir)
         governance = Governance()
+        metrics = Metrics.of_process(settings.metrics_dir, "gateway")
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            directory=Directory(governance),
+            directory=Directory(governance, metrics),
             journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
-            metrics=Metrics.of_process(settings.metrics_dir, "gateway"),
+            metrics=metrics,
             clock=SystemClock(),
         )
         _SWITCH.app = create_app(self._edge)

@@ -17,6 +17,7 @@ from cluster.errors import CancelledCallError, InternalError, SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
+from cluster.telemetry.metrics import Stage
 from serve_apps.chat import ChatRequest, chunk, completion, event
 from serve_apps.edge import Edge, now_s
 from serve_apps.exchange import Exchange, read_body
@@ -33,8 +34,10 @@ class OpenAIRoutes:
         """POST /v1/chat/completions."""
         edge = self._edge
         principal = edge.authenticate(exchange, Scope.AGENTS_INVOKE)
+        edge.metrics.stage(Stage.AUTHENTICATE, exchange.lap_us())
         body = await read_body(request, edge.settings.max_body_bytes)
         chat = ChatRequest.parse(parse_strict_json(body, max_bytes=edge.settings.max_body_bytes))
+        edge.metrics.stage(Stage.PARSE, exchange.lap_us())
         order = CallOrder(
             invocation_id=uuid7(),
             messages=[m.plain() for m in chat.messages],
@@ -54,7 +57,9 @@ class OpenAIRoutes:
                 response = await self._stream(principal, chat, order, exchange, deadline_s)
                 streaming = True
                 return response
-            return await self._whole(request, principal, chat, order, deadline_s)
+            response = await self._whole(request, principal, chat, order, deadline_s)
+            edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
+            return response
         finally:
             if not streaming:
                 edge.leave_call()
