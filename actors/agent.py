@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.agent_books import AgentBooks, CallBooks, outcome_of
 from actors.channel import ChannelServer, IncomingCall
+from actors.heap import settle
 from actors.start_order import StartOrder
 from actors.wire import CallAnswer, CallOrder
 from cluster.clock import SystemClock
@@ -103,6 +104,7 @@ class LiveAgent:
         )
         agent = cls(order, books, brain, enforcement)
         agent._port = await agent._server.start(settings.host)
+        settle(collect=False)
         return agent
 
     def address(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 
@@ -27,7 +28,7 @@ from cluster.admission.registrar import Registrar
 from cluster.admission.registry import LiveRow
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
-from cluster.errors import NotFoundError, SovereignError, StaleGenerationError, UnavailableError
+from cluster.errors import IllegalTransitionError, NotFoundError, SovereignError, StaleGenerationError, UnavailableError
 from cluster.identity.grants import derive_agent_key, issue_ticket
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
@@ -116,6 +117,8 @@ class GovernanceActor:
         self._pool = WarmPool(self._settings.warm_pool, self._metrics)
         self._live: dict[tuple[str, str], _Live] = {}
         self._starting: dict[tuple[str, str], asyncio.Task[_Live]] = {}
+        # One step of an agent's life at a time; a lock lives as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         # Held here because the loop itself keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: asyncio.Task[None] | None = None
@@ -241,8 +244,18 @@ class GovernanceActor:
 
     async def _start(self, key: tuple[str, str], tenant: TenantId, agent: AgentId) -> _Live:
         began_ns = time.monotonic_ns()
+        async with self._lock(key):
+            live = await self._start_alone(key, tenant, agent)
+        self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
+        self._metrics.live_agents(len(self._live))
+        self._pool.taken()
+        # The caller need not wait for the record: until it is written, recovery finds the generation as `starting`.
+        self._background(self._settle_start(key, live))
+        return live
+
+    async def _start_alone(self, key: tuple[str, str], tenant: TenantId, agent: AgentId) -> _Live:
         with bind(tenant=tenant, agent=agent):
-            record, generation = await self._run(partial(self._registrar.begin_start, tenant, agent))
+            record, generation = await self._begin(key, tenant, agent)
             handle: Handle | None = None
             try:
                 handle = self._create(key, record, generation)
@@ -270,18 +283,30 @@ class GovernanceActor:
                 ) from e
             self._live[key] = live
             self._watch(key, live)
-            self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
-            self._metrics.live_agents(len(self._live))
-            self._pool.taken()
-            # The caller need not wait for the record: until it is written, recovery finds the generation as `starting`.
-            self._background(self._settle_start(key, live))
             return live
+
+    async def _begin(self, key: tuple[str, str], tenant: TenantId, agent: AgentId) -> tuple[AgentRecord, int]:
+        """Make the agent `starting`; a row that speaks of a process which nobody here knows is put right first."""
+        begin = partial(self._registrar.begin_start, tenant, agent)
+        try:
+            return await self._run(begin)
+        except IllegalTransitionError:
+            record = await self._run(partial(self._registrar.get, tenant, agent))
+            await self._gone(key, record.generation, "lost")
+            return await self._run(begin)
+
+    def _lock(self, key: tuple[str, str]) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
     async def _settle_start(self, key: tuple[str, str], live: _Live) -> None:
         """Record that a generation answers, and learn what is enforced on it."""
         tenant, agent = TenantId(key[0]), AgentId(key[1])
         try:
-            await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
+            async with self._lock(key):
+                await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
             live.enforcement = json.loads(await live.handle.status.remote())["enforcement"]
         except (SovereignError, RayError) as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
@@ -328,7 +353,8 @@ class GovernanceActor:
             self._metrics.live_agents(len(self._live))
             kill(live.handle)
             log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
-            await self._gone(key, live.generation, "lost")
+            async with self._lock(key):
+                await self._gone(key, live.generation, "lost")
 
     async def _passivate(self, key: tuple[str, str], live: _Live) -> None:
         await self._end(live)

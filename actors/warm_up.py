@@ -12,6 +12,8 @@ import importlib
 
 from ray import cloudpickle
 
+from actors.heap import settle
+
 PRELOADED = (
     "uvloop",
     "actors.agent",
@@ -33,6 +35,7 @@ def warm_up() -> None:
         importlib.import_module(name)
     cloudpickle.dumps(lambda: None)  # type: ignore[no-untyped-call]  # Ray ships no types for it
     asyncio.run(_answer_once())
+    settle(collect=True)
 
 
 async def _answer_once() -> None:

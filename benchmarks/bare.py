@@ -1,5 +1,6 @@
 """What a Ray user would write: a gateway replica that forwards to named actors, with none of the platform's code."""
 
+import gc
 import json
 import time
 import uuid
@@ -15,10 +16,17 @@ from cluster.agents.scripted_model import ScriptedModel
 app = FastAPI()
 
 
+def as_python_starts() -> None:
+    """Put the garbage collector back to Python's own settings: the worker came out of the platform's warm pool."""
+    gc.unfreeze()
+    gc.set_threshold(700, 10, 10)
+
+
 class BareAgent:
     """The same agent graph in a plain async actor."""
 
     def __init__(self) -> None:
+        as_python_starts()
         self._graph = create_agent(ScriptedModel(script="steps"), [])
 
     async def invoke(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
@@ -33,6 +41,7 @@ class BareGateway:
     """One pinned replica with cached handles."""
 
     def __init__(self) -> None:
+        as_python_starts()
         self._handles: dict[str, Any] = {}
 
     @app.post("/v1/chat/completions")

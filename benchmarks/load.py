@@ -44,7 +44,7 @@ def wrk(url: str, bodies: list[dict[str, object]], *, connections: int, seconds:
 
 
 def _percentile(output: str, percent: int) -> float:
-    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)$", output, flags=re.M)
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s|m)\s*$", output, flags=re.M)
     if found is None:
         raise RuntimeError(f"wrk printed no {percent}th percentile:\n{output}")
     return float(found.group(1)) * _UNITS_MS[found.group(2)]

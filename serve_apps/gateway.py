@@ -9,6 +9,7 @@ from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.directory import Directory, Governance
+from actors.heap import settle
 from actors.ray_internals import bind_replica_server_to
 from cluster import wiring
 from cluster.clock import SystemClock
@@ -71,6 +72,7 @@ class Gateway:
             clock=SystemClock(),
         )
         _SWITCH.app = create_app(self._edge)
+        settle(collect=True)
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)
