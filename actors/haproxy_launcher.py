@@ -24,7 +24,8 @@ def tighten(config: str, host: str) -> str:
     if not re.search(r"^\s*timeout http-request", config, flags=re.M):
         bounds = f"    timeout http-request {HTTP_REQUEST_TIMEOUT}\n    timeout http-keep-alive {KEEP_ALIVE_TIMEOUT}\n"
         config = re.sub(r"^defaults\n", "defaults\n" + bounds, config, count=1, flags=re.M)
-    return config
+    # On a reused connection to a replica HAProxy 2.8 does not pass on that the client went away, and its call would run on.
+    return re.sub(r"^(\s*)mode http$", r"\g<1>mode http\n\g<1>option http-server-close", config, count=1, flags=re.M)
 
 
 def main(argv: list[str]) -> None:

@@ -26,6 +26,8 @@ from cluster.errors import (
 )
 from cluster.identity.grants import SessionGrant
 
+# An agent ends a call at its deadline and says so; this end waits so much longer for it to be said.
+GRACE_S = 0.25
 _CALL, _CHUNK, _RESULT, _ERROR, _CANCEL, _CREDIT = (
     FrameType.CALL,
     FrameType.CHUNK,
@@ -118,7 +120,7 @@ class ChannelClient:
         loop = connection.loop
         done: asyncio.Future[bytes] = loop.create_future()
         stream = connection.open(payload, grant, deadline_s, 0, 0)
-        timer = loop.call_later(deadline_s, connection.expire, stream, deadline_s)
+        timer = loop.call_later(deadline_s + GRACE_S, connection.expire, stream, deadline_s)
         connection.calls[stream] = _Pending(done, timer)
         try:
             return await done
@@ -131,7 +133,7 @@ class ChannelClient:
         connection = self._connection
         stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
         call = CallStream(connection, stream)
-        call.timer = connection.loop.call_later(deadline_s, connection.expire, stream, deadline_s)
+        call.timer = connection.loop.call_later(deadline_s + GRACE_S, connection.expire, stream, deadline_s)
         connection.calls[stream] = call
         return call
 

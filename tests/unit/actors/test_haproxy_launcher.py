@@ -35,6 +35,11 @@ def test_the_admin_socket_is_private_and_slow_clients_have_bounds() -> None:
     assert "timeout http-request" in tight
 
 
+def test_no_connection_to_a_replica_is_used_twice() -> None:
+    """On a reused one a client's going away is not passed on, and its call would run to its end."""
+    assert "option http-server-close" in tighten(CONFIG, "127.0.0.1")
+
+
 def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     """When Serve's template changes, this says so before a listener is found open at start."""
     spec = importlib.util.find_spec("ray")
@@ -43,4 +48,4 @@ def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     template = Path(spec.origin).parent.joinpath("serve", "_private", "haproxy_templates.py").read_text()
     assert "bind :{{ config.metrics_port }}" in template
     assert "mode 666" in template
-    assert "\ndefaults\n" in template
+    assert "\ndefaults\n    mode http\n" in template
