@@ -100,17 +100,9 @@ def test_a_client_that_goes_away_stops_the_work_and_is_billed_once(cluster: Runn
     """A disconnect in the middle of a call cancels it at the agent; one final row says cancelled, long before its end."""
     cluster.register("left")
     assert cluster.ask("left", script({"say": "awake"})).status_code == 200
-
-    async def leave() -> None:
-        before = cluster.journal_bytes("left")
-        body = {"model": "left", "messages": [{"role": "user", "content": script({"sleep_s": 100}, {"say": "never"})}]}
-        async with httpx.AsyncClient(base_url=cluster.state.http_url, headers=cluster.headers, timeout=60) as http:
-            call = asyncio.ensure_future(http.post("/v1/chat/completions", json=body))
-            await asyncio.to_thread(eventually, lambda: cluster.journal_bytes("left") > before)  # it was admitted
-            call.cancel()
-            await asyncio.gather(call, return_exceptions=True)
-
-    asyncio.run(leave())
+    body = {"model": "left", "messages": [{"role": "user", "content": script({"sleep_s": 100}, {"say": "never"})}]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{cluster.state.http_url}/v1/chat/completions", json=body, headers=cluster.headers, timeout=2.0)
     rows = finals(cluster, "left", 2)
     assert sorted(r["outcome"] for r in rows) == ["cancelled", "ok"]
     assert all(r["latency_us"] < 50_000_000 for r in rows)
