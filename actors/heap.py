@@ -1,6 +1,6 @@
 """How Python's garbage collector is set in processes that answer calls.
 
-A process that has imported LangChain holds half a million objects that never go away. With many calls under way the
+A process that has imported LangChain holds a great many objects that never go away. With many calls under way the
 collector walks all of them again and again: at 64 calls at once it took half of an agent's CPU. What is there at the
 start is therefore set aside, and young objects are looked at less often; memory that calls leave behind is still freed.
 """

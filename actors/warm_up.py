@@ -1,7 +1,7 @@
 """Imported by every idle worker before it is taken, so that an agent that wakes finds its modules loaded and its paths run.
 
 Ray imports the modules that `RAY_preload_python_modules` names when a worker starts. Importing is most of a cold start;
-the first serialisation in a process costs another 0.4 s, and the first graph and the first call build caches that every
+the first serialisation in a process costs about another 0.3 s, and the first graph and the first call build caches that every
 later one uses: so one value is serialised and one call is answered here as well, by the scripted model.
 """
 
