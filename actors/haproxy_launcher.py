@@ -1,8 +1,9 @@
 """Stands in for the HAProxy binary that Ray Serve starts, and tightens the configuration that Serve wrote.
 
-Serve's template binds its metrics page to every interface, opens its admin socket to every user, and sets no limit on
-how long a client may take to send a request. This program rewrites the file that `-f` names and then becomes HAProxy.
-It is run by the interpreter alone (`python -I -S`), so it imports nothing but the standard library.
+Serve's template binds its metrics page to every interface, opens its admin socket to every user, sets no limit on how
+long a client may take to send a request, and splices requests, which hides clients that leave (decision 5).
+This program rewrites the file that `-f` names and then becomes HAProxy. It is run by the interpreter alone
+(`python -I -S`), so it imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ KEEP_ALIVE_TIMEOUT = "75s"
 
 
 def tighten(config: str, host: str) -> str:
-    """Return `config` with every wildcard bind on `host`, a private admin socket, and bounds on slow clients."""
+    """Return `config` with wildcard binds on `host`, a private admin socket, bounds on slow clients and no spliced requests."""
     config = re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|\[::\]|::)?:(\d+)", rf"\g<1>{host}:\g<2>", config, flags=re.M)
     config = re.sub(r"^(\s*stats socket \S+ mode) 666", r"\g<1> 600", config, flags=re.M)
     if not re.search(r"^\s*timeout http-request", config, flags=re.M):
         bounds = f"    timeout http-request {HTTP_REQUEST_TIMEOUT}\n    timeout http-keep-alive {KEEP_ALIVE_TIMEOUT}\n"
         config = re.sub(r"^defaults\n", "defaults\n" + bounds, config, count=1, flags=re.M)
-    # On a reused connection to a replica HAProxy 2.8 does not pass on that the client went away, and its call would run on.
-    return re.sub(r"^(\s*)mode http$", r"\g<1>mode http\n\g<1>option http-server-close", config, count=1, flags=re.M)
+    # With spliced requests HAProxy 2.8 often does not pass on that the client went away: it spins, and the call runs on.
+    return re.sub(r"^\s*option splice-request\n", "", config, flags=re.M)
 
 
 def main(argv: list[str]) -> None:

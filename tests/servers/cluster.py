@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import subprocess
 import sys
 import time
@@ -101,7 +102,7 @@ def eventually(look: Callable[[], T], holds: Callable[[T], bool] = bool, *, with
     """Return what `look` sees once it `holds`; fails with the last sight when it does not within `within_s`."""
     deadline = time.monotonic() + within_s
     while not holds(seen := look()):
-        assert time.monotonic() < deadline, f"not within {within_s:g} s; last seen: {seen!r}"
+        assert time.monotonic() < deadline, f"not within {within_s:g} s; last seen: {reprlib.repr(seen)}"
         time.sleep(0.05)
     return seen
 

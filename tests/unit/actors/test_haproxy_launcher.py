@@ -11,6 +11,8 @@ CONFIG = """global
     stats socket /x/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
+    option splice-request
+    option splice-response
 frontend prometheus
     bind :9101
 frontend stats
@@ -35,9 +37,11 @@ def test_the_admin_socket_is_private_and_slow_clients_have_bounds() -> None:
     assert "timeout http-request" in tight
 
 
-def test_no_connection_to_a_replica_is_used_twice() -> None:
-    """On a reused one a client's going away is not passed on, and its call would run to its end."""
-    assert "option http-server-close" in tighten(CONFIG, "127.0.0.1")
+def test_requests_are_not_spliced() -> None:
+    """With spliced requests HAProxy does not pass a client's going away on; responses may be spliced."""
+    tight = tighten(CONFIG, "127.0.0.1")
+    assert "splice-request" not in tight
+    assert "option splice-response" in tight
 
 
 def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
@@ -49,3 +53,4 @@ def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     assert "bind :{{ config.metrics_port }}" in template
     assert "mode 666" in template
     assert "\ndefaults\n    mode http\n" in template
+    assert "\n    option splice-request\n" in template
