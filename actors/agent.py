@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from actors.agent_books import AgentBooks, CallBooks, outcome_of
 from actors.channel import ChannelServer, IncomingCall
@@ -21,10 +22,6 @@ from cluster.journal.writer import JournalWriter
 from cluster.telemetry.ecs_log import bind, configure_logging
 from cluster.telemetry.metrics import Metrics
 
-if TYPE_CHECKING:
-    from cluster.agents.brain import Brain
-    from cluster.agents.enforcement import Enforcement
-
 # What a slow reader may leave unsent before the model has to wait for it.
 UNSENT_BYTES = 16 << 10
 
@@ -32,13 +29,20 @@ UNSENT_BYTES = 16 << 10
 class AgentActor:
     """The process of one agent generation. Ray starts and supervises it; calls come over its own socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: bytes) -> None:
+        """Begin to become the agent that `order` names; `start` waits for it."""
         self._agent: LiveAgent | None = None
+        # On a thread, so that it goes on while Ray tells everybody that this actor is there.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="start")
+        self._built = thread.submit(LiveAgent, StartOrder.from_bytes(order))
+        thread.shutdown(wait=False)
 
-    async def start(self, order: bytes) -> bytes:
-        """Become the agent that `order` names; returns JSON `{"host", "port"}`."""
-        self._agent = await LiveAgent.start(StartOrder.from_bytes(order))
-        return json.dumps(self._agent.address()).encode()
+    async def start(self, agent_key: bytes) -> bytes:
+        """Answer calls whose grants are made with `agent_key`; returns JSON `{"host", "port"}`."""
+        agent = await asyncio.wrap_future(self._built)
+        await agent.listen(agent_key)
+        self._agent = agent
+        return json.dumps(agent.address()).encode()
 
     async def status(self) -> bytes:
         """Return JSON: address, pid, generation, calls under way, and what is enforced or only advisory."""
@@ -58,27 +62,8 @@ class AgentActor:
 class LiveAgent:
     """What answers calls, once the process knows who it is."""
 
-    def __init__(self, order: StartOrder, books: AgentBooks, brain: Brain, enforcement: Enforcement) -> None:
-        self._order = order
-        self._books = books
-        self._brain = brain
-        self._enforcement = enforcement
-        self._port = 0
-        spec, settings = order.record.spec, order.settings
-        self._agent_id = str(spec.agent_id)
-        self._server = ChannelServer(
-            self._answer,
-            verifier=GrantVerifier(
-                order.agent_key, tenant=order.tenant, agent=spec.agent_id, generation=order.generation, clock=books.clock
-            ),
-            max_streams=settings.queue_limit,
-            max_frame=settings.max_body_bytes * 4,
-            on_refusal=books.refused_call,
-        )
-
-    @classmethod
-    async def start(cls, order: StartOrder) -> LiveAgent:
-        """Open the journal, build the brain, enforce what was declared, listen; returns the agent that answers."""
+    def __init__(self, order: StartOrder) -> None:
+        """Open the journal, build the brain and enforce what was declared."""
         from cluster import wiring
         from cluster.agents.enforcement import enforce
 
@@ -89,23 +74,39 @@ class LiveAgent:
             settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
         )
         books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
-        brain = wiring.build_brain(settings, order.record, egress_hosts=order.egress_hosts, on_refusal=books.refused_tool)
 
         def end_over_limit(held: int, allowed: int) -> None:
             books.over_limit(f"held {held} bytes of {allowed} allowed")
             os.kill(os.getpid(), signal.SIGKILL)  # at once: neighbours must not pay for it
 
-        enforcement = enforce(
+        self._order = order
+        self._agent_id = str(spec.agent_id)
+        self._books = books
+        self._brain = wiring.build_brain(settings, order.record, egress_hosts=order.egress_hosts, on_refusal=books.refused_tool)
+        self._enforcement = enforce(
             cpu_milli=spec.resources.cpu_milli,
             memory_bytes=spec.resources.memory_bytes,
             cluster=settings.run_dir.name,
             agent=f"{order.tenant}-{spec.agent_id}-g{order.generation}",
             on_breach=end_over_limit,
         )
-        agent = cls(order, books, brain, enforcement)
-        agent._port = await agent._server.start(settings.host)
+        self._server: ChannelServer | None = None
+        self._port = 0
+
+    async def listen(self, agent_key: bytes) -> None:
+        """Take calls whose grants are made with `agent_key`."""
+        order, settings = self._order, self._order.settings
+        self._server = ChannelServer(
+            self._answer,
+            verifier=GrantVerifier(
+                agent_key, tenant=order.tenant, agent=self._agent_id, generation=order.generation, clock=self._books.clock
+            ),
+            max_streams=settings.queue_limit,
+            max_frame=settings.max_body_bytes * 4,
+            on_refusal=self._books.refused_call,
+        )
+        self._port = await self._server.start(settings.host)
         settle(collect=False)
-        return agent
 
     def address(self) -> dict[str, Any]:
         """Return where this agent answers."""
@@ -126,8 +127,9 @@ class LiveAgent:
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, wait for running ones, and close the journal."""
-        await self._server.drain(timeout_s)
-        await self._server.close()
+        if self._server is not None:
+            await self._server.drain(timeout_s)
+            await self._server.close()
         await self._brain.close()
         self._enforcement.close()
         self._books.close()

@@ -11,8 +11,9 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from actors.agent_processes import Resolved
 from actors.channel import CallStream, ChannelClient
-from actors.governance import NAME, Resolved
+from actors.governance import NAME
 from actors.ray_actors import Handle, find
 from cluster.errors import AgentLostError, GrantRefusedError, StaleGenerationError, UnavailableError, from_problem
 from cluster.identity.grants import SessionGrant

@@ -10,6 +10,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+# What Ray imports in a worker with the first value that comes or goes, in tens of milliseconds.
+SERIALISER_MODULES = ("pyarrow", "pyarrow.json", "ray._private.arrow_serialization", "ray._common.pydantic_compat")
+
 
 def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
     """Ask this node's raylet to start `count` idle workers; it never refills its pool by itself.

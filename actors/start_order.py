@@ -1,4 +1,4 @@
-"""What governance tells a fresh process that becomes an agent."""
+"""What governance tells a fresh process that becomes an agent, before the key under which it may be called."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from cluster.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class StartOrder:
-    """Who the process is, and under which key it may be called; secret because of the key."""
+    """Who the process is. It holds no secret: Ray keeps it as long as it knows the actor."""
 
     settings: Settings
     tenant: str
     record: AgentRecord
     generation: int
-    agent_key: bytes
     # The hosts that its tools may fetch from, as the policy in force names them.
     egress_hosts: tuple[str, ...] = ()
 
@@ -34,7 +33,6 @@ class StartOrder:
                 "tenant": self.tenant,
                 "record": self.record.to_json(),
                 "generation": self.generation,
-                "agent_key": self.agent_key.hex(),
                 "egress_hosts": self.egress_hosts,
             }
         ).encode()
@@ -48,6 +46,5 @@ class StartOrder:
             tenant=d["tenant"],
             record=AgentRecord.from_json(d["record"]),
             generation=d["generation"],
-            agent_key=bytes.fromhex(d["agent_key"]),
             egress_hosts=tuple(d["egress_hosts"]),
         )

@@ -64,6 +64,8 @@ class JournalWriter:
         self._dirty = False
         # Why nothing can be appended any more; empty while all is well.
         self._broken = ""
+        # Folders whose entries for this journal are not on disk yet: the first sync does it, which a waking agent need not await.
+        self._unsynced: tuple[Path, ...] = ()
         # Segments that are full and on disk; closed by the next sync, which may still hold their descriptor.
         self._retired: list[int] = []
         self._create(directory)
@@ -141,6 +143,9 @@ class JournalWriter:
                 self._retired = []
             try:
                 os.fdatasync(fd)
+                for folder in self._unsynced:
+                    _sync_folder(folder)
+                self._unsynced = ()
             except OSError as e:
                 # After a failed sync the kernel may drop the pages: a second sync that succeeds would prove nothing.
                 self._broken = f"it could not be synced: {e}"
@@ -204,8 +209,7 @@ class JournalWriter:
             self._folder_fd = os.open(making, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._begin_segment()
             making.rename(self._folder)
-            for folder in (parent, directory):
-                _sync_folder(folder)
+            self._unsynced = (self._folder, parent, directory)
         except OSError as e:
             self._release()
             shutil.rmtree(making, ignore_errors=True)
@@ -220,8 +224,9 @@ class JournalWriter:
         fd = os.open(name, flags, 0o600, dir_fd=self._folder_fd)
         try:
             _write_whole(fd, header)
-            os.fsync(fd)
-            os.fsync(self._folder_fd)
+            if self._fd >= 0:
+                os.fsync(fd)
+                os.fsync(self._folder_fd)
         except OSError:
             os.close(fd)
             # Without this the next try would find the name taken.

@@ -114,7 +114,6 @@ class Metrics:
             return cast(Self, known)
         metrics = cls(directory, component)
         _OF_PROCESS[key] = metrics
-        metrics.flush()
         threading.Thread(target=metrics._flush_for_ever, name="metrics", daemon=True).start()
         atexit.register(metrics.close)
         return metrics
@@ -202,5 +201,7 @@ class Metrics:
         return value
 
     def _flush_for_ever(self) -> None:
-        while not self._ended.wait(FLUSH_INTERVAL_S):
+        while True:
             self.flush()
+            if self._ended.wait(FLUSH_INTERVAL_S):
+                return
