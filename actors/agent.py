@@ -32,6 +32,8 @@ class AgentActor:
     def __init__(self, order: bytes) -> None:
         """Begin to become the agent that `order` names; `start` waits for it."""
         self._agent: LiveAgent | None = None
+        # Of the last governor that watches; those of dead ones would hold places of this actor for ever.
+        self._watched = asyncio.Event()
         # On a thread, so that it goes on while Ray tells everybody that this actor is there.
         thread = ThreadPoolExecutor(1, thread_name_prefix="start")
         self._built = thread.submit(LiveAgent, StartOrder.from_bytes(order))
@@ -49,8 +51,10 @@ class AgentActor:
         return json.dumps(self._agent.status() if self._agent else {"state": "blank"}).encode()
 
     async def lives(self) -> None:
-        """Never return while this process lives: whoever awaits it learns of its end at once."""
-        await asyncio.Event().wait()
+        """Return only when somebody else asks: whoever awaits it learns of this process's end at once, by the error."""
+        self._watched.set()
+        self._watched = asyncio.Event()
+        await self._watched.wait()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls, let running ones end for at most `timeout_s`, close the journal and exit."""

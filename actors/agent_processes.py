@@ -23,9 +23,16 @@ from actors.ray_actors import Handle, create, find, kill, names
 from actors.start_order import StartOrder
 from actors.warm_pool import WarmPool
 from cluster.admission.registrar import Registrar
-from cluster.admission.registry import LiveRow
+from cluster.admission.registry import DeposedError, LiveRow
 from cluster.agents.record import AgentRecord
-from cluster.errors import IllegalTransitionError, NotFoundError, SovereignError, StaleGenerationError, UnavailableError
+from cluster.errors import (
+    IllegalTransitionError,
+    NotFoundError,
+    SovereignError,
+    StaleGenerationError,
+    StorageError,
+    UnavailableError,
+)
 from cluster.identity.grants import derive_agent_key, issue_ticket
 from cluster.identity.ids import AgentId, TenantId
 from cluster.settings import Settings
@@ -42,6 +49,8 @@ START_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
 SETTLE_DELAY_S = 0.1
+# Between tries to record an end that the store did not take.
+RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 10.0
 
 
 class Runner(Protocol):
@@ -153,9 +162,11 @@ class AgentProcesses:
         running = await self._run(partial(names, "agent:"))
         for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
-            with contextlib.suppress(ValueError):
-                kill(await self._run(partial(find, name)))
-        await asyncio.gather(*(self._adopt(row, name in running) for name, row in wanted.items()))
+            await self._kill_by_name(name)
+        adopted = (self._adopt(row, name in running) for name, row in wanted.items())
+        for row, failure in zip(rows, await asyncio.gather(*adopted, return_exceptions=True), strict=True):
+            if failure is not None:  # its next caller finds it unknown here, and has it put right
+                log.error("agent %s of %s was not taken over: %s", row.agent_id, row.tenant, failure)
 
     async def _wake(self, key: Key, tenant: TenantId, agent: AgentId) -> Live:
         """Start the agent once, however many callers ask at the same time."""
@@ -208,8 +219,13 @@ class AgentProcesses:
             return await self._run(begin)
         except IllegalTransitionError:
             record = await self._run(partial(self._registrar.get, tenant, agent))
+            await self._kill_by_name(actor_name(key, record.generation))
             await self._gone(key, record.generation, "lost")
             return await self._run(begin)
+
+    async def _kill_by_name(self, name: str) -> None:
+        with contextlib.suppress(ValueError):  # there is none
+            kill(await self._run(partial(find, name)))
 
     def _lock(self, key: Key) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -254,6 +270,7 @@ class AgentProcesses:
         async def until_it_ends() -> None:
             with contextlib.suppress(RayError):
                 await live.handle.lives.remote()
+                return  # a later governor watches it now
             if self.live.get(key) is live:
                 await self._lost(key, live)
 
@@ -280,9 +297,29 @@ class AgentProcesses:
         await self._gone(key, live.generation, "drained")
 
     async def _gone(self, key: Key, generation: int, reason: str) -> None:
-        """Record that a generation has no process any more; nothing is to be done when its row went on without it."""
-        with contextlib.suppress(NotFoundError, StaleGenerationError):
-            await self._run(partial(self._registrar.mark_passive, TenantId(key[0]), AgentId(key[1]), generation, reason))
+        """Record that a generation has no process any more; nothing is to be done when its row went on without it.
+
+        A store that fails is asked again in the background until it takes it: the quota of a removed agent hangs on it.
+        """
+        mark = partial(self._registrar.mark_passive, TenantId(key[0]), AgentId(key[1]), generation, reason)
+        try:
+            with contextlib.suppress(NotFoundError, StaleGenerationError):
+                await self._run(mark)
+        except DeposedError:
+            log.warning("generation %d of %s is a later governor's to record", generation, key[1])
+        except (UnavailableError, StorageError) as e:
+            log.warning("the end of generation %d of %s is not recorded yet: %s", generation, key[1], e)
+            self._background(self._record_later(mark))
+
+    async def _record_later(self, mark: Callable[[], AgentRecord]) -> None:
+        pause_s = RETRY_FIRST_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_LONGEST_S)
+            with contextlib.suppress(UnavailableError, StorageError):
+                with contextlib.suppress(NotFoundError, StaleGenerationError, DeposedError):
+                    await self._run(mark)
+                return
 
     async def _drain(self, live: Live) -> None:
         with contextlib.suppress(RayError, TimeoutError):
@@ -291,21 +328,25 @@ class AgentProcesses:
         kill(live.handle)
 
     async def _adopt(self, row: LiveRow, exists: bool) -> None:
-        """Take over a running agent of an earlier governor, or record that it is gone."""
+        """Take over a running agent of an earlier governor; what can't be taken over is ended, and recorded as gone."""
         key = (row.tenant, row.agent_id)
-        if exists:
-            with contextlib.suppress(ValueError, RayError, TimeoutError):
-                handle = await self._run(partial(find, actor_name(key, row.generation)))
-                status = json.loads(await asyncio.wait_for(handle.status.remote(), STATUS_TIMEOUT_S))
-                if status["state"] == "live" and row.state in ("starting", "live"):
-                    live = Live(handle, status["host"], status["port"], row.generation, status["enforcement"])
-                    if row.state == "starting":
-                        await self._settle_start(key, live)
-                    self.live[key] = live
-                    self._watch(key, live)
-                    return
-                kill(handle)
+        if exists and row.state in ("starting", "live") and (live := await self._find_live(key, row.generation)):
+            if row.state == "starting":
+                await self._settle_start(key, live)
+            self.live[key] = live
+            self._watch(key, live)
+            return
+        await self._kill_by_name(actor_name(key, row.generation))
         await self._gone(key, row.generation, "lost")
+
+    async def _find_live(self, key: Key, generation: int) -> Live | None:
+        """Return the running generation, or None when it does not say within STATUS_TIMEOUT_S that it answers."""
+        with contextlib.suppress(ValueError, RayError, TimeoutError):
+            handle = await self._run(partial(find, actor_name(key, generation)))
+            status = json.loads(await asyncio.wait_for(handle.status.remote(), STATUS_TIMEOUT_S))
+            if status["state"] == "live":
+                return Live(handle, status["host"], status["port"], generation, status["enforcement"])
+        return None
 
     def _agent_key(self, key: Key, generation: int) -> bytes:
         return derive_agent_key(self._master, *key, generation)

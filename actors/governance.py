@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NAME = "governance"
-# Threads that run decisions and transactions; each keeps a policy engine of its own.
+# Threads of each kind that run decisions and transactions; each keeps a policy engine of its own.
 THREADS = 8
 
 
@@ -57,15 +57,17 @@ class GovernanceActor:
     def __init__(self, settings: str) -> None:
         self._settings = Settings.from_json(settings)
         configure_logging("governance", level=self._settings.log_level, directory=self._settings.log_dir)
+        # Apart, because a registration waits for its tenant's turn and for the disk, and no wake may wait behind that.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="governance")
+        self._registering = ThreadPoolExecutor(THREADS, thread_name_prefix="registering")
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "governance")
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
 
     async def _prepared(self) -> None:
-        """Recover once, whoever comes first; until then nobody is answered."""
-        if self._ready is None:
+        """Recover once, whoever comes first; until then nobody is answered. After a failure the next one tries again."""
+        if self._ready is None or (self._ready.done() and (self._ready.cancelled() or self._ready.exception())):
             self._ready = asyncio.ensure_future(self._recover())
         await asyncio.shield(self._ready)
 
@@ -82,7 +84,7 @@ class GovernanceActor:
         who = Principal.from_json(principal)
         request = parse_registration(body)
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
-        registration = await self._run(register)
+        registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
 
     @_answered
@@ -108,8 +110,9 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "agent_id")
-        await self._run(partial(self._registrar.remove, who.tenant, agent, who))
+        record = await self._run(partial(self._registrar.remove, who.tenant, agent, who))
         await self._processes.end(who.tenant, agent)
+        await self._run(partial(forget_conversations, self._settings, record))
         return {"status": "removed", "agent_id": agent}
 
     @_answered
@@ -121,6 +124,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "model")
+        await self._run(partial(self._registrar.check_invocation, who, agent))
         return (await self._processes.resolve(who.tenant, agent, who.subject, not_generation)).to_json()
 
     @_answered
@@ -155,9 +159,13 @@ class GovernanceActor:
     async def _recover(self) -> None:
         """Put right what an earlier governor left midway: decisions without outcome, starts without end, strays."""
         self._registrar = await self._run(partial(open_registrar, self._settings))
-        await self._run(self._registrar.recover)
-        self._processes = AgentProcesses(self._settings, self._registrar, self._metrics, self._run)
-        await self._processes.recover()
+        try:
+            await self._run(self._registrar.recover)
+            self._processes = AgentProcesses(self._settings, self._registrar, self._metrics, self._run)
+            await self._processes.recover()
+        except BaseException:
+            self._registrar.close()
+            raise
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
@@ -173,6 +181,15 @@ def open_registrar(settings: Settings) -> Registrar:
     from cluster import wiring
 
     return wiring.build_registrar(settings)
+
+
+def forget_conversations(settings: Settings, record: AgentRecord) -> None:
+    """Remove what a removed agent remembered, so that no later agent of its name reads it."""
+    from cluster import wiring
+
+    path = wiring.checkpoint_path(settings, record)
+    for file in path.parent.glob(path.name + "*"):
+        file.unlink(missing_ok=True)
 
 
 def start_governance(settings: Settings) -> Handle:

@@ -72,9 +72,14 @@ def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
         model_name=spec.model,
-        checkpointer=SqliteCheckpointStore(settings.checkpoint_dir / record.tenant / f"{spec.agent_id}.sqlite"),
+        checkpointer=SqliteCheckpointStore(checkpoint_path(settings, record)),
         on_refusal=on_refusal,
     )
+
+
+def checkpoint_path(settings: Settings, record: AgentRecord) -> Path:
+    """Return where the agent's conversations are kept: by its registration, because its name may be used again."""
+    return settings.checkpoint_dir / record.tenant / f"{record.spec.agent_id}-{record.decision_id}.sqlite"
 
 
 def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[str, ...]) -> list[BaseTool]:

@@ -183,6 +183,12 @@ class Registrar:
         """Return what today's policy says to waking this agent, without waking it; raises NotFoundError."""
         return self._activator.ask(self.get(tenant, agent_id))
 
+    def check_invocation(self, principal: Principal, agent_id: AgentId) -> None:
+        """Return when today's policy lets the principal call its tenant's agents; raises AdmissionDeniedError."""
+        decision = decide(self._engine, invocation_request(principal, "invoke", principal.tenant))
+        if not decision.allow:
+            raise _denied(f"Agent {agent_id} can't be called", decision)
+
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
 

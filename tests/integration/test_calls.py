@@ -242,6 +242,22 @@ def test_a_removed_agent_is_gone_and_its_name_starts_a_new_generation(cluster: R
     assert len({(r["writer_id"], r["writer_epoch"]) for r in rows}) == 2
 
 
+def test_a_name_that_is_used_again_remembers_nothing(cluster: RunningCluster) -> None:
+    """Removed with its conversations: the next agent of the name reads none of them."""
+
+    def say(text: str) -> int:
+        answer = cluster.ask("heir", script({"say": text}), metadata={"conversation_id": "c1"})
+        return int(answer.json()["usage"]["prompt_tokens"])
+
+    cluster.register("heir")
+    alone, remembered = say("mine"), say("mine")
+    assert remembered > alone
+    cluster.http.delete("/api/v1/agents/heir").raise_for_status()
+    cluster.register("heir")
+    assert say("mine") == alone
+    assert len(list((cluster.settings.checkpoint_dir / "default").glob("heir-*.sqlite"))) == 1
+
+
 def test_agents_are_listed_as_models(cluster: RunningCluster, echo: str) -> None:
     """GET /v1/models lists the caller's agents in OpenAI's shape."""
     assert echo in [m.id for m in cluster.openai().models.list()]
