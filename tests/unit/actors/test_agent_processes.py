@@ -173,10 +173,12 @@ async def test_a_crowd_of_registrations_keeps_nobody_from_being_answered(
     actor = GovernanceActor(settings.to_json())
     body = json.dumps({"agent_id": "next", "capabilities": ["conversation"]}).encode()
     crowd = [asyncio.ensure_future(actor.register(OWNER.to_json(), body)) for _ in range(100)]
-    assert "ok" in json.loads(await asyncio.wait_for(actor.get(OWNER.to_json(), AGENT), 10))
-    assert not any(r.done() for r in crowd)
-    go_on.set()
-    await asyncio.gather(*crowd)
+    try:
+        assert "ok" in json.loads(await asyncio.wait_for(actor.get(OWNER.to_json(), AGENT), 10))
+        assert not any(r.done() for r in crowd)
+    finally:
+        go_on.set()
+        await asyncio.gather(*crowd)
 
 
 async def test_a_tenant_that_is_no_longer_active_gets_no_ticket_for_a_live_agent(
