@@ -146,14 +146,14 @@ class AgentProcesses:
         key = (str(tenant), str(agent))
         if (starting := self._starting.get(key)) is not None:
             await asyncio.gather(starting, return_exceptions=True)
-        if (live := self.live.pop(key, None)) is not None:
+        if (live := self.live.get(key)) is not None and self._drop(key, live):
             await self._passivate(key, live)
 
     async def end_all(self) -> int:
         """Drain every process, for a stop of the node; returns how many there were."""
-        live, self.live = self.live, {}
-        await asyncio.gather(*(self._passivate(key, x) for key, x in live.items()), return_exceptions=True)
-        return len(live)
+        ending = [(key, live) for key, live in list(self.live.items()) if self._drop(key, live)]
+        await asyncio.gather(*(self._passivate(key, live) for key, live in ending), return_exceptions=True)
+        return len(ending)
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, and end what no record stands behind."""
@@ -181,7 +181,6 @@ class AgentProcesses:
         async with self._lock(key):
             live = await self._start_alone(key, tenant, agent)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
-        self._metrics.live_agents(len(self.live))
         self.pool.taken()
         # The caller does not wait for the record: until it is written, recovery finds the generation as `starting`.
         self._background(self._settle_start(key, live))
@@ -208,8 +207,7 @@ class AgentProcesses:
                     hint="Retry; if it goes on, no node may have its CPU and memory free. `sovereign logs` has the reason.",
                     retry_after_s=1,
                 ) from e
-            self.live[key] = live
-            self._watch(key, live)
+            self._put(key, live)
             return live
 
     async def _begin(self, key: Key, tenant: TenantId, agent: AgentId) -> tuple[AgentRecord, int]:
@@ -264,6 +262,19 @@ class AgentProcesses:
             get_if_exists=False,
         )
 
+    def _put(self, key: Key, live: Live) -> None:
+        self.live[key] = live
+        self._metrics.live_agents(len(self.live))
+        self._watch(key, live)
+
+    def _drop(self, key: Key, live: Live) -> bool:
+        """Forget `live`; returns whether it was known, so that only one of those who notice its end acts on it."""
+        if self.live.get(key) is not live:
+            return False
+        del self.live[key]
+        self._metrics.live_agents(len(self.live))
+        return True
+
     def _watch(self, key: Key, live: Live) -> None:
         """Notice the end of an agent's process when it happens, not when the next caller trips over it."""
 
@@ -271,8 +282,7 @@ class AgentProcesses:
             with contextlib.suppress(RayError):
                 await live.handle.lives.remote()
                 return  # a later governor watches it now
-            if self.live.get(key) is live:
-                await self._lost(key, live)
+            await self._lost(key, live)
 
         self._background(until_it_ends())
 
@@ -284,15 +294,15 @@ class AgentProcesses:
         return True
 
     async def _lost(self, key: Key, live: Live) -> None:
-        if self.live.get(key) is live:
-            del self.live[key]
-            self._metrics.live_agents(len(self.live))
+        if self._drop(key, live):
             kill(live.handle)
             log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
             async with self._lock(key):
                 await self._gone(key, live.generation, "lost")
 
     async def _passivate(self, key: Key, live: Live) -> None:
+        with contextlib.suppress(SovereignError):  # one that is revoked says so already; its end is what counts
+            await self._run(partial(self._registrar.mark_draining, TenantId(key[0]), AgentId(key[1]), live.generation))
         await self._drain(live)
         await self._gone(key, live.generation, "drained")
 
@@ -333,8 +343,7 @@ class AgentProcesses:
         if exists and row.state in ("starting", "live") and (live := await self._find_live(key, row.generation)):
             if row.state == "starting":
                 await self._settle_start(key, live)
-            self.live[key] = live
-            self._watch(key, live)
+            self._put(key, live)
             return
         await self._kill_by_name(actor_name(key, row.generation))
         await self._gone(key, row.generation, "lost")

@@ -15,7 +15,14 @@ from actors.agent_processes import Resolved
 from actors.channel import CallStream, ChannelClient
 from actors.governance import NAME
 from actors.ray_actors import Handle, find
-from cluster.errors import AgentLostError, GrantRefusedError, StaleGenerationError, UnavailableError, from_problem
+from cluster.errors import (
+    AgentLostError,
+    DeadlineExceededError,
+    GrantRefusedError,
+    StaleGenerationError,
+    UnavailableError,
+    from_problem,
+)
 from cluster.identity.grants import SessionGrant
 from cluster.identity.principal import Principal
 from cluster.telemetry.metrics import Metrics, Stage
@@ -107,12 +114,13 @@ class Directory:
         self._clients: dict[tuple[str, int], ChannelClient] = {}
 
     async def call(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> bytes:
-        """Return the agent's answer; raises what the agent raised, or what kept the call from it."""
+        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
         key = (str(principal.tenant), agent_id, principal.subject)
+        ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
-            link = await self._link(key, principal)
+            link = await self._link(key, principal, ends)
             try:
-                return await link.client.call(payload, grant=link.grant, deadline_s=deadline_s)
+                return await link.client.call(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:
@@ -121,11 +129,12 @@ class Directory:
         raise self._moved(agent_id)
 
     async def stream(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> AgentStream:
-        """Return the agent's answer as a stream, once its first piece or its end is there."""
+        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
         key = (str(principal.tenant), agent_id, principal.subject)
+        ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
-            link = await self._link(key, principal)
-            stream = link.client.stream(payload, grant=link.grant, deadline_s=deadline_s)
+            link = await self._link(key, principal, ends)
+            stream = link.client.stream(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             try:
                 return AgentStream(await anext(stream, None), stream)
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
@@ -139,7 +148,7 @@ class Directory:
         """Close every connection; calls under way end with AgentLostError."""
         await asyncio.gather(*(c.close() for c in self._clients.values()))
 
-    async def _link(self, key: LinkKey, principal: Principal) -> Link:
+    async def _link(self, key: LinkKey, principal: Principal, ends: float) -> Link:
         link = self._links.get(key)
         if link is not None and not link.client.closed and link.expires_us > time.time() * 1e6 + RENEW_BEFORE_US:
             return link
@@ -148,7 +157,10 @@ class Directory:
             gone = link.generation if link is not None and link.client.closed else 0
             task = self._resolving[key] = asyncio.ensure_future(self._resolve(key, principal, gone))
             task.add_done_callback(lambda _: self._resolving.pop(key, None))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), ends - time.monotonic())
+        except TimeoutError:
+            raise DeadlineExceededError(f"The call's deadline passed before agent {key[1]} was ready for it.") from None
 
     async def _resolve(self, key: LinkKey, principal: Principal, gone: int) -> Link:
         """Ask governance, and open the connection; a dead one is told to governance, which wakes the agent anew."""

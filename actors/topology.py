@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -58,7 +58,6 @@ class ClusterState:
     ports: dict[str, int]
     started_at: float
     version: int = 1
-    advisory: dict[str, str] = field(default_factory=dict)
 
     @property
     def alive(self) -> bool:

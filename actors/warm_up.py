@@ -49,7 +49,7 @@ async def _answer_some() -> None:
     from cluster.agents.call import Call, CallMeter
     from cluster.agents.catalogue import CATALOGUE, build_tools
     from cluster.agents.models import build_model
-    from cluster.agents.sandbox import open_sandbox
+    from cluster.wiring import open_sandbox
 
     tools = build_tools(sorted(CATALOGUE), sandbox=open_sandbox("bubblewrap", probed=True))
     for _ in range(ROUNDS):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from cluster.clock import SystemClock
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
     from cluster.agents.record import AgentRecord
+    from cluster.agents.sandbox import Sandbox
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
     from cluster.lake.ship import Shipper
@@ -87,7 +89,7 @@ def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[st
         return []
     from cluster.agents.catalogue import ToolSettings, build_tools
     from cluster.agents.egress import EgressPolicy
-    from cluster.agents.sandbox import ToolLimits, open_sandbox
+    from cluster.agents.sandbox import ToolLimits
 
     return build_tools(
         record.tools,
@@ -104,10 +106,37 @@ def choose_sandbox(settings: Settings) -> Settings:
     Raises ConfigurationError when bubblewrap was asked for and does not work; emits SandboxWeakWarning when tools will
     run in a plain process.
     """
-    from cluster.agents.sandbox import open_sandbox
-
     kind = "bubblewrap" if open_sandbox(settings.sandbox).strength == "strong" else "process"
     return settings.model_copy(update={"sandbox": kind})
+
+
+def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, probed: bool = False) -> Sandbox:
+    """Return the sandbox of `kind`; "auto" is bubblewrap where a probe shows that it works.
+
+    The probe starts a process, once in each of ours. With `probed` the caller says that another process of this node has
+    seen bubblewrap work; should it fail after all, the tools fail, and do not run unconfined.
+    Raises ConfigurationError when bubblewrap was asked for and does not work, and emits SandboxWeakWarning when tools
+    will run in a plain process.
+    """
+    from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox, probe
+    from cluster.agents.process_sandbox import ProcessSandbox
+    from cluster.agents.sandbox import SandboxWeakWarning
+
+    why_not = "" if kind == "process" or probed else probe()
+    if kind != "process" and not why_not:
+        return BubblewrapSandbox()
+    if kind == "bubblewrap":
+        raise ConfigurationError(
+            f"Tools cannot be confined by bubblewrap: {why_not}",
+            hint="Install the package `bubblewrap` and allow unprivileged user namespaces, or set SOVEREIGN_SANDBOX=process.",
+        )
+    warnings.warn(
+        "Tools run in a plain process with limits and a system call filter, but with this user's view of the file system"
+        f"{': bubblewrap ' + why_not if why_not else ''}. Do not run tools that you did not read.",
+        SandboxWeakWarning,
+        stacklevel=2,
+    )
+    return ProcessSandbox()
 
 
 def build_authenticator(settings: Settings) -> Authenticator:

@@ -1,4 +1,4 @@
-# May this principal do this to that tenant's agents? Cached by the gateway, so it may depend on nothing but its input.
+# May this principal do this to that tenant's agents? A caller's ticket stands on the answer until it is renewed.
 #
 # input: principal {tenant, scopes}, action, tenant (whose agents)
 package sovereign.invocation

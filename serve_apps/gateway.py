@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ray import serve
@@ -16,8 +15,6 @@ from cluster.clock import SystemClock
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
-
-log = logging.getLogger(__name__)
 
 NAME = "gateway"
 

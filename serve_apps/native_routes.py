@@ -33,7 +33,7 @@ class NativeRoutes:
 
     async def list(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/agents?after=&limit=: the caller's agents in order of id."""
-        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_LIST)
         query = request.query_params
         unknown = sorted(set(query) - {"after", "limit"})
         if unknown:

@@ -113,7 +113,7 @@ class OpenAIRoutes:
 
     async def models(self, request: Request, exchange: Exchange) -> Response:
         """GET /v1/models: the caller's agents."""
-        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_LIST)
         data: list[dict[str, object]] = []
         after = ""
         while True:

@@ -6,14 +6,12 @@ be had is an error or a warning at start, never a tool that runs with fewer wall
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cluster.agents.egress import EgressPolicy
-from cluster.errors import ConfigurationError
 
 # The folder of the tools that are shipped; the child sees it and nothing else of this project.
 TOOLS_DIR = Path(__file__).parent / "tools"
@@ -89,33 +87,3 @@ class Sandbox(Protocol):
         Raises UnavailableError when no child can be started.
         """
         ...
-
-
-def open_sandbox(
-    kind: Literal["auto", "bubblewrap", "process"] = "auto", *, tools_dir: Path = TOOLS_DIR, probed: bool = False
-) -> Sandbox:
-    """Return the sandbox of `kind`; "auto" is bubblewrap where a probe shows that it works.
-
-    The probe starts a process, once in each of ours. With `probed` the caller says that another process of this node has
-    seen bubblewrap work; should it fail after all, the tools fail, and do not run unconfined.
-    Raises ConfigurationError when bubblewrap was asked for and does not work, and emits SandboxWeakWarning when tools
-    will run in a plain process.
-    """
-    from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox, probe
-    from cluster.agents.process_sandbox import ProcessSandbox
-
-    why_not = "" if kind == "process" or probed else probe()
-    if kind != "process" and not why_not:
-        return BubblewrapSandbox(tools_dir)
-    if kind == "bubblewrap":
-        raise ConfigurationError(
-            f"Tools cannot be confined by bubblewrap: {why_not}",
-            hint="Install the package `bubblewrap` and allow unprivileged user namespaces, or set SOVEREIGN_SANDBOX=process.",
-        )
-    warnings.warn(
-        "Tools run in a plain process with limits and a system call filter, but with this user's view of the file system"
-        f"{': bubblewrap ' + why_not if why_not else ''}. Do not run tools that you did not read.",
-        SandboxWeakWarning,
-        stacklevel=2,
-    )
-    return ProcessSandbox(tools_dir)

@@ -16,8 +16,9 @@ from cluster.agents.call import CURRENT_METER, CallMeter
 from cluster.agents.egress import EgressPolicy
 from cluster.agents.memory_watchdog import children_of
 from cluster.agents.process_sandbox import ProcessSandbox
-from cluster.agents.sandbox import MAX_CHILDREN, TOOLS_DIR, Sandbox, SandboxWeakWarning, ToolLimits, ToolRun, open_sandbox
+from cluster.agents.sandbox import MAX_CHILDREN, TOOLS_DIR, Sandbox, SandboxWeakWarning, ToolLimits, ToolRun
 from cluster.errors import ConfigurationError
+from cluster.wiring import open_sandbox
 
 LIMITS = ToolLimits(memory_bytes=128 << 20, cpu_s=1, wall_s=20, output_bytes=64 << 10, file_bytes=4 << 20)
 Run = Callable[..., Awaitable[ToolRun]]

@@ -217,6 +217,15 @@ def test_a_call_past_its_deadline_is_stopped(cluster: RunningCluster) -> None:
     assert sorted(r["outcome"] for r in rows) == ["deadline", "ok"]
 
 
+def test_a_wake_counts_against_the_deadline(cluster: RunningCluster) -> None:
+    """The time that it takes to start the agent is part of the caller's deadline, and the caller hears of it in time."""
+    cluster.register("sleepyhead", model="scripted:ok")
+    body = {"model": "sleepyhead", "messages": [{"role": "user", "content": "hello"}]}
+    answer = cluster.http.post("/v1/chat/completions", json=body, headers={"x-deadline-s": "0.005"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert cluster.ask("sleepyhead").status_code == 200
+
+
 def test_many_callers_of_a_sleeping_agent_wake_it_once(cluster: RunningCluster) -> None:
     """Twenty first calls at the same time start one process, and all are answered."""
     cluster.register("sleeper", model="scripted:ok")

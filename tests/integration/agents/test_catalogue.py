@@ -16,8 +16,9 @@ from cluster.agents.call import Call, CallMeter
 from cluster.agents.catalogue import CATALOGUE, MAX_RESULT_CHARS, ToolSettings, build_tools
 from cluster.agents.models import build_model
 from cluster.agents.process_sandbox import ProcessSandbox
-from cluster.agents.sandbox import Sandbox, ToolLimits, open_sandbox
+from cluster.agents.sandbox import Sandbox, ToolLimits
 from cluster.errors import ConfigurationError
+from cluster.wiring import open_sandbox
 
 
 @pytest.fixture
