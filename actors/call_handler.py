@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from actors.agent_books import AgentBooks, CallBooks, outcome_of
@@ -36,18 +37,28 @@ class CallHandler:
             request_id=order.request_id, tenant=started.tenant, agent=str(started.record.spec.agent_id), trace_id=order.trace_id
         ):
             try:
-                text = await self._think(entry, incoming)
+                answer = await self._result(entry, incoming)
             except BaseException as error:
-                entry.settle(outcome_of(error, past_deadline=entry.elapsed_us >= incoming.deadline_s * 1_000_000))
+                entry.settle(outcome_of(error, incoming.why))
                 raise
-        usage = entry.settle(Outcome.OK)
-        return CallAnswer(text, entry.meter.finish_reason, entry.meter.model, usage).to_bytes()
+        entry.settle(Outcome.OK)
+        return answer
+
+    async def _result(self, entry: CallBooks, incoming: IncomingCall) -> bytes:
+        # Whatever may fail is done here, before the row that says that nothing did.
+        text = await self._think(entry, incoming)
+        if incoming.why:
+            raise asyncio.CancelledError  # somebody swallowed it; the caller hears all the same that the call was ended
+        answer = CallAnswer(text, entry.meter.finish_reason, entry.meter.model, entry.used()).to_bytes()
+        incoming.check_result(answer)
+        return answer
 
     async def _think(self, entry: CallBooks, incoming: IncomingCall) -> str:
         if not incoming.stream:
             return await self._brain.run(entry.call, entry.meter)
-        async with _ChunkPump(incoming) as pump:
-            async for piece in self._brain.stream(entry.call, entry.meter):
+        # Closed at once, also when sending fails: what the model used has to be on the meter before the call is settled.
+        async with aclosing(self._brain.stream(entry.call, entry.meter)) as pieces, _ChunkPump(incoming) as pump:
+            async for piece in pieces:
                 await pump.put(piece)
         return ""
 
@@ -65,7 +76,7 @@ class _ChunkPump:
 
     async def put(self, text: str) -> None:
         """Add text; waits while more than UNSENT_BYTES are unsent; raises what sending raised."""
-        self._held += text.encode()
+        self._held += text.encode("utf-8", "replace")  # models say half of a surrogate pair now and then
         self._wake.set()
         while len(self._held) > UNSENT_BYTES and not self._task.done():
             self._sent.clear()
