@@ -37,6 +37,7 @@ class Outcome(StrEnum):
     DEADLINE = "deadline"
     # A limit of its own policy stopped it: iterations, memory, output.
     LIMIT = "limit"
+    # The agent's process ended first; never billable.
     LOST = "lost"
 
 
