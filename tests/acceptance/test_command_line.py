@@ -70,6 +70,19 @@ def test_up_says_how_to_call_and_survives_its_terminal(command: Command) -> None
     assert again["api_key_file"] in words
 
 
+def test_status_says_what_confines_tools_and_where_the_metrics_are(command: Command) -> None:
+    """A weak sandbox is told each time, not only once at start; the address of /metrics is the one that answers."""
+    status = command.json("status")
+    sandbox = status["cluster"]["sandbox"]
+    assert sandbox["strength"] in {"strong", "weak"}
+    words = command.run("status").stdout
+    assert sandbox["system_calls"] in words
+    assert ("The sandbox is weak" in words) == (sandbox["strength"] == "weak")
+    assert status["metrics_url"] in words
+    assert status["metrics_url"] in command.run("up").stdout
+    assert "# TYPE" in httpx.get(status["metrics_url"], trust_env=False).text
+
+
 def test_secrets_are_readable_by_their_owner_alone(command: Command) -> None:
     """Nobody else on the machine learns a key, and none is printed."""
     folder = command.home / "secrets"
