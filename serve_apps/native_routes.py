@@ -47,7 +47,7 @@ class NativeRoutes:
         return _json(page)
 
     async def show(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/agents/{agent_id}."""
+        """GET /api/v1/agents/{agent_id}: one of the caller's agents, with what is enforced on it while it lives."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
         return _json(await self._edge.governance.call("get", principal.to_json(), request.path_params["agent_id"]))
 
