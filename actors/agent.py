@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -50,17 +51,30 @@ class AgentActor:
         """Return JSON: address, pid, generation, calls under way, and what is enforced or only advisory."""
         return json.dumps(self._agent.status() if self._agent else {"state": "blank"}).encode()
 
-    async def lives(self) -> None:
-        """Return only when somebody else asks: whoever awaits it learns of this process's end at once, by the error."""
-        self._watched.set()
-        self._watched = asyncio.Event()
-        await self._watched.wait()
+    async def watch(self, idle_s: float) -> str:
+        """Return "idle" when no call has run for `idle_s`, and "watched" when somebody else asks; else not while it lives.
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse new calls, let running ones end for at most `timeout_s`, close the journal and exit."""
+        Whoever awaits it learns of this process's end at once, by Ray's error.
+        """
+        self._watched.set()
+        mine = self._watched = asyncio.Event()
+        while (left_s := idle_s - (self._agent.idle_s if self._agent else 0.0)) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(mine.wait(), left_s)
+                return "watched"
+        return "idle"
+
+    async def drain(self, timeout_s: float, only_idle: bool = False) -> bool:
+        """Refuse new calls, let running ones end for at most `timeout_s`, close the journal and exit.
+
+        With `only_idle` nothing happens while a call runs. Returns whether the process ends.
+        """
         if self._agent is not None:
+            if only_idle and self._agent.calls:
+                return False
             await self._agent.drain(timeout_s)
         threading.Timer(0.05, os._exit, (0,)).start()  # after the answer has left
+        return True
 
 
 class LiveAgent:
@@ -112,6 +126,16 @@ class LiveAgent:
         self._port = await self._server.start(settings.host)
         settle(collect=False)
 
+    @property
+    def calls(self) -> int:
+        """Calls under way, with those that are not admitted yet."""
+        return self._server.running if self._server is not None else 0
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last call ended; 0 while one runs."""
+        return self._books.idle_s
+
     def address(self) -> dict[str, Any]:
         """Return where this agent answers."""
         return {"host": self._order.settings.host, "port": self._port}
@@ -126,6 +150,7 @@ class LiveAgent:
             **self.address(),
             "pid": os.getpid(),
             "running": self._books.running,
+            "idle_s": round(self.idle_s, 3),
             "enforcement": self._enforcement.report.to_dict(),
         }
 

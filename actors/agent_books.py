@@ -31,6 +31,21 @@ class AgentBooks:
         self.cpu = CpuAccountant()
         # Calls that were admitted and are not settled.
         self.running = 0
+        self._quiet_since_us = clock.monotonic_us()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last call ended; 0 while one runs."""
+        return 0.0 if self.running else (self.clock.monotonic_us() - self._quiet_since_us) / 1e6
+
+    def entered(self) -> None:
+        """Note that a call was admitted."""
+        self.running += 1
+
+    def left(self) -> None:
+        """Note that a call was settled."""
+        self.running -= 1
+        self._quiet_since_us = self.clock.monotonic_us()
 
     def refused_call(self, reason: str) -> None:
         """Record that a call frame was refused before it reached the agent."""
@@ -108,12 +123,12 @@ class CallBooks:
         )
         books.journal.append(Fact(Stream.CALL, admitted.to_body()))
         books.cpu.enter(self._event_id)
-        books.running += 1
+        books.entered()
 
     def settle(self, outcome: Outcome) -> Usage:
         """Write the last fact, before the caller hears anything, and return what it says was used."""
         books, order, meter = self._books, self._order, self.meter
-        books.running -= 1
+        books.left()
         now_us = books.clock.now_us()
         latency_us = self.elapsed_us
         cpu_us = books.cpu.leave(self._event_id) + meter.child_cpu_us

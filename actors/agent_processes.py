@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,13 +17,16 @@ from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 
-from actors.agent import AgentActor
-from actors.ray_actors import Handle, create, find, kill, names
+from actors.agent_process import PREFIX, AgentProcess, Key, actor_name, kill_by_name
+from actors.ray_actors import names
+from actors.room import Room, account_of_ray
 from actors.start_order import StartOrder
+from actors.wake_queue import WakeQueue
 from actors.warm_pool import WarmPool
 from cluster.admission.registrar import Registrar
 from cluster.admission.registry import DeposedError, LiveRow
 from cluster.agents.record import AgentRecord
+from cluster.agents.spec import Resources
 from cluster.errors import (
     IllegalTransitionError,
     NotFoundError,
@@ -41,14 +43,12 @@ from cluster.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-# Tenant and agent id.
-Key = tuple[str, str]
 
 TICKET_TTL_S = 300.0
-START_TIMEOUT_S = 20.0
-STATUS_TIMEOUT_S = 5.0
-DRAIN_TIMEOUT_S = 10.0
 SETTLE_DELAY_S = 0.1
+ACCOUNT_INTERVAL_S = 2.0
+# Starts that may wait for their turn.
+WAITING_WAKES = 1024
 # Between tries to record an end that the store did not take.
 RETRY_FIRST_S, RETRY_LONGEST_S = 0.1, 10.0
 
@@ -89,18 +89,6 @@ class Resolved:
         return cls(**(d | {"ticket": bytes.fromhex(d["ticket"]), "session_key": bytes.fromhex(d["session_key"])}))
 
 
-@dataclass(slots=True)
-class Live:
-    """One generation that answers, as this process knows it."""
-
-    handle: Handle
-    host: str
-    port: int
-    generation: int
-    # What is enforced on it; None until it said so.
-    enforcement: dict[str, Any] | None = None
-
-
 class AgentProcesses:
     """Every live agent by tenant and id. For one event loop; its death loses nothing that `recover` does not find."""
 
@@ -111,8 +99,10 @@ class AgentProcesses:
         self._run = run
         self._master = bytes.fromhex((settings.secret_dir / "master-key").read_text())
         self.pool = WarmPool(settings.warm_pool, metrics)
-        self.live: dict[Key, Live] = {}
-        self._starting: dict[Key, asyncio.Task[Live]] = {}
+        self._queue = WakeQueue(at_once=settings.wakes_at_once, waiting=WAITING_WAKES)
+        self._room = Room()
+        self.live: dict[Key, AgentProcess] = {}
+        self._starting: dict[Key, asyncio.Task[AgentProcess]] = {}
         # One step of an agent's life at a time; a lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         # Held here because the loop itself keeps only weak references.
@@ -126,7 +116,7 @@ class AgentProcesses:
         """
         key = (str(tenant), str(agent))
         live = self.live.get(key)
-        if live is not None and live.generation == not_generation and not await self._answers(live):
+        if live is not None and live.generation == not_generation and not await live.status():
             await self._lost(key, live)
             live = None
         if live is None:
@@ -156,19 +146,20 @@ class AgentProcesses:
         return len(ending)
 
     async def recover(self) -> None:
-        """Adopt what an earlier governor started, and end what no record stands behind."""
+        """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
         rows = await self._run(self._registrar.live_rows)
         wanted = {actor_name((r.tenant, r.agent_id), r.generation): r for r in rows}
-        running = await self._run(partial(names, "agent:"))
+        running = await self._run(partial(names, PREFIX))
         for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
-            await self._kill_by_name(name)
+            await self._run(partial(kill_by_name, name))
         adopted = (self._adopt(row, name in running) for name, row in wanted.items())
         for row, failure in zip(rows, await asyncio.gather(*adopted, return_exceptions=True), strict=True):
             if failure is not None:  # its next caller finds it unknown here, and has it put right
                 log.error("agent %s of %s was not taken over: %s", row.agent_id, row.tenant, failure)
+        self._background(self._keep_account())
 
-    async def _wake(self, key: Key, tenant: TenantId, agent: AgentId) -> Live:
+    async def _wake(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         """Start the agent once, however many callers ask at the same time."""
         task = self._starting.get(key)
         if task is None:
@@ -176,28 +167,33 @@ class AgentProcesses:
             task.add_done_callback(lambda _: self._starting.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _start(self, key: Key, tenant: TenantId, agent: AgentId) -> Live:
+    async def _start(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         began_ns = time.monotonic_ns()
         async with self._lock(key):
-            live = await self._start_alone(key, tenant, agent)
+            if (live := self.live.get(key)) is not None:  # a call came while it was to give its process back
+                return live
+            async with self._queue.turn(key[0]):
+                live = await self._start_alone(key, tenant, agent)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
         self.pool.taken()
         # The caller does not wait for the record: until it is written, recovery finds the generation as `starting`.
         self._background(self._settle_start(key, live))
         return live
 
-    async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId) -> Live:
+    async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         with bind(tenant=tenant, agent=agent):
             record, generation = await self._begin(key, tenant, agent)
-            handle: Handle | None = None
+            resources = record.spec.resources
+            order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:
-                handle = self._create(key, record, generation)
-                start = handle.start.remote(self._agent_key(key, generation))
-                status = json.loads(await asyncio.wait_for(start, START_TIMEOUT_S))
-                live = Live(handle, status["host"], status["port"], generation)
+                await self._take_room(agent, resources)
+            except UnavailableError:
+                await self._gone(key, generation, "start_failed")
+                raise
+            try:
+                live = await AgentProcess.start(order, self._agent_key(key, generation))
             except (Exception, asyncio.CancelledError) as e:
-                if handle is not None:
-                    kill(handle)
+                self._room.give(resources)
                 await self._gone(key, generation, "start_failed")
                 if isinstance(e, SovereignError | asyncio.CancelledError):
                     raise
@@ -217,13 +213,56 @@ class AgentProcesses:
             return await self._run(begin)
         except IllegalTransitionError:
             record = await self._run(partial(self._registrar.get, tenant, agent))
-            await self._kill_by_name(actor_name(key, record.generation))
+            await self._run(partial(kill_by_name, actor_name(key, record.generation)))
             await self._gone(key, record.generation, "lost")
             return await self._run(begin)
 
-    async def _kill_by_name(self, name: str) -> None:
-        with contextlib.suppress(ValueError):  # there is none
-            kill(await self._run(partial(find, name)))
+    async def _take_room(self, agent: AgentId, wanted: Resources) -> None:
+        """Count `wanted` as held, after ending agents that have nothing to do if need be; those idle longest go first.
+
+        Raises UnavailableError at once when that is not enough.
+        """
+        if not self._room.fits(wanted):
+            for key, live in await self._idle():
+                if await self._end_idle(key, live) and self._room.fits(wanted):
+                    break
+            if not self._room.fits(wanted):
+                raise UnavailableError(
+                    f"There is no room for agent {agent} now: it declares {wanted.cpu_milli}m CPU and "
+                    f"{wanted.memory_bytes >> 20} MiB, and the agents that hold them are at work.",
+                    hint="Retry in a moment. SOVEREIGN_NUM_CPUS and SOVEREIGN_MEMORY_BYTES say what agents share.",
+                    retry_after_s=1,
+                )
+        self._room.take(wanted)
+
+    async def _idle(self) -> list[tuple[Key, AgentProcess]]:
+        """Return the agents without a call, those that have been so for longest first."""
+        known = list(self.live.items())
+        said = await asyncio.gather(*(live.status() for _, live in known))
+        idle = [(status["idle_s"], key, live) for (key, live), status in zip(known, said, strict=True) if status]
+        return [(key, live) for idle_s, key, live in sorted(idle, key=lambda x: -x[0]) if idle_s > 0]
+
+    async def _end_idle(self, key: Key, live: AgentProcess) -> bool:
+        """End the process of an agent without a call; returns False, and it lives on, when one came meanwhile."""
+        if self.live.get(key) is not live:  # nor wait for its lock: who starts it anew may wait for the turn that we hold
+            return False
+        async with self._lock(key):
+            if not self._drop(key, live):
+                return False
+            if not await live.drain(only_idle=True):
+                self.live[key] = live
+                self._metrics.live_agents(len(self.live))
+                return False
+            self._room.give(live.resources)
+            await self._gone(key, live.generation, "drained")
+            return True
+
+    async def _keep_account(self) -> None:
+        """Learn what there is for agents, as long as this process lives."""
+        while True:
+            with contextlib.suppress(RayError, OSError):
+                self._room.learn(await self._run(account_of_ray))
+            await asyncio.sleep(ACCOUNT_INTERVAL_S)
 
     def _lock(self, key: Key) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -231,15 +270,16 @@ class AgentProcesses:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
-    async def _settle_start(self, key: Key, live: Live) -> None:
+    async def _settle_start(self, key: Key, live: AgentProcess) -> None:
         """Record that a generation answers, and learn what is enforced on it, when its first call has had the CPU."""
         await asyncio.sleep(SETTLE_DELAY_S)
         tenant, agent = TenantId(key[0]), AgentId(key[1])
         try:
             async with self._lock(key):
                 await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
-            live.enforcement = json.loads(await live.handle.status.remote())["enforcement"]
-        except (SovereignError, RayError) as e:
+            if status := await live.status():
+                live.enforcement = status["enforcement"]
+        except SovereignError as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
@@ -247,27 +287,12 @@ class AgentProcesses:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _create(self, key: Key, record: AgentRecord, generation: int) -> Handle:
-        resources = record.spec.resources
-        order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
-        # The generation in the name keeps a killed actor's name from ever leading to a later one.
-        return create(
-            AgentActor,
-            order.to_bytes(),
-            name=actor_name(key, generation),
-            cpus=resources.cpu_milli / 1000,
-            memory_bytes=resources.memory_bytes,
-            restarts=False,  # only governance revives
-            concurrency=16,
-            get_if_exists=False,
-        )
-
-    def _put(self, key: Key, live: Live) -> None:
+    def _put(self, key: Key, live: AgentProcess) -> None:
         self.live[key] = live
         self._metrics.live_agents(len(self.live))
         self._watch(key, live)
 
-    def _drop(self, key: Key, live: Live) -> bool:
+    def _drop(self, key: Key, live: AgentProcess) -> bool:
         """Forget `live`; returns whether it was known, so that only one of those who notice its end acts on it."""
         if self.live.get(key) is not live:
             return False
@@ -275,35 +300,36 @@ class AgentProcesses:
         self._metrics.live_agents(len(self.live))
         return True
 
-    def _watch(self, key: Key, live: Live) -> None:
-        """Notice the end of an agent's process when it happens, not when the next caller trips over it."""
+    def _watch(self, key: Key, live: AgentProcess) -> None:
+        """Notice the end of an agent's process when it happens, and take back one that nobody has called for long."""
 
-        async def until_it_ends() -> None:
-            with contextlib.suppress(RayError):
-                await live.handle.lives.remote()
-                return  # a later governor watches it now
-            await self._lost(key, live)
+        async def while_it_lives() -> None:
+            while self.live.get(key) is live:
+                said = await live.watch(self._settings.idle_s)
+                if said == "gone":
+                    await self._lost(key, live)
+                if said != "idle":
+                    return
+                if await self._end_idle(key, live):
+                    log.info(
+                        "agent %s of %s had no call for %g s and gave its process back", key[1], key[0], self._settings.idle_s
+                    )
 
-        self._background(until_it_ends())
+        self._background(while_it_lives())
 
-    async def _answers(self, live: Live) -> bool:
-        try:
-            await asyncio.wait_for(live.handle.status.remote(), STATUS_TIMEOUT_S)
-        except (RayError, TimeoutError):
-            return False
-        return True
-
-    async def _lost(self, key: Key, live: Live) -> None:
+    async def _lost(self, key: Key, live: AgentProcess) -> None:
         if self._drop(key, live):
-            kill(live.handle)
+            live.kill()
+            self._room.give(live.resources)
             log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
             async with self._lock(key):
                 await self._gone(key, live.generation, "lost")
 
-    async def _passivate(self, key: Key, live: Live) -> None:
+    async def _passivate(self, key: Key, live: AgentProcess) -> None:
         with contextlib.suppress(SovereignError):  # one that is revoked says so already; its end is what counts
             await self._run(partial(self._registrar.mark_draining, TenantId(key[0]), AgentId(key[1]), live.generation))
-        await self._drain(live)
+        await live.drain()
+        self._room.give(live.resources)
         await self._gone(key, live.generation, "drained")
 
     async def _gone(self, key: Key, generation: int, reason: str) -> None:
@@ -331,36 +357,21 @@ class AgentProcesses:
                     await self._run(mark)
                 return
 
-    async def _drain(self, live: Live) -> None:
-        with contextlib.suppress(RayError, TimeoutError):
-            await asyncio.wait_for(live.handle.drain.remote(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + 2)
-            return
-        kill(live.handle)
-
     async def _adopt(self, row: LiveRow, exists: bool) -> None:
         """Take over a running agent of an earlier governor; what can't be taken over is ended, and recorded as gone."""
-        key = (row.tenant, row.agent_id)
-        if exists and row.state in ("starting", "live") and (live := await self._find_live(key, row.generation)):
-            if row.state == "starting":
-                await self._settle_start(key, live)
-            self._put(key, live)
-            return
-        await self._kill_by_name(actor_name(key, row.generation))
+        key, tenant, agent = (row.tenant, row.agent_id), TenantId(row.tenant), AgentId(row.agent_id)
+        if exists and row.state in ("starting", "live"):
+            with contextlib.suppress(ValueError):  # it ended just now
+                record = await self._run(partial(self._registrar.get, tenant, agent))
+                live = await self._run(partial(AgentProcess.find, key, row.generation, record.spec.resources))
+                if await live.adopt():
+                    self._room.take(live.resources)
+                    if row.state == "starting":
+                        await self._settle_start(key, live)
+                    self._put(key, live)
+                    return
+        await self._run(partial(kill_by_name, actor_name(key, row.generation)))
         await self._gone(key, row.generation, "lost")
-
-    async def _find_live(self, key: Key, generation: int) -> Live | None:
-        """Return the running generation, or None when it does not say within STATUS_TIMEOUT_S that it answers."""
-        with contextlib.suppress(ValueError, RayError, TimeoutError):
-            handle = await self._run(partial(find, actor_name(key, generation)))
-            status = json.loads(await asyncio.wait_for(handle.status.remote(), STATUS_TIMEOUT_S))
-            if status["state"] == "live":
-                return Live(handle, status["host"], status["port"], generation, status["enforcement"])
-        return None
 
     def _agent_key(self, key: Key, generation: int) -> bytes:
         return derive_agent_key(self._master, *key, generation)
-
-
-def actor_name(key: Key, generation: int) -> str:
-    """Return the Ray name of one generation of an agent."""
-    return f"agent:{key[0]}:{key[1]}:g{generation}"

@@ -95,6 +95,11 @@ class AgentStream:
         """The body of the answer's last frame; raises RuntimeError before the end."""
         return self._stream.result
 
+    @property
+    def deadline_at(self) -> float:
+        """When the call's time is up, by the loop's clock."""
+        return self._stream.deadline_at
+
     async def aclose(self) -> None:
         """Give the call up."""
         await self._stream.aclose()

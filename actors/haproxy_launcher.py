@@ -1,7 +1,8 @@
 """Stands in for the HAProxy binary that Ray Serve starts, and tightens the configuration that Serve wrote.
 
 Serve's template binds its metrics page to every interface, opens its admin socket to every user, sets no limit on how
-long a client may take to send a request, and splices requests, which hides clients that leave (decision 5).
+long a client may take to send a request, and splices requests, which hides clients that leave (decision 5). It also
+passes on headers by which a client would steer Serve, and bytes in them on which Serve fails.
 This program rewrites the file that `-f` names and then becomes HAProxy. It is run by the interpreter alone
 (`python -I -S`), so it imports nothing but the standard library.
 """
@@ -17,14 +18,29 @@ from pathlib import Path
 HTTP_REQUEST_TIMEOUT = "10s"
 KEEP_ALIVE_TIMEOUT = "75s"
 
+# What an X-Request-ID of a client may be; any other is as if it had not been sent.
+REQUEST_ID = "[A-Za-z0-9._-]{1,64}"
+# Serve obeys these from anyone: they end or unbind a request, hide that its client left, and choose its replica.
+# It takes - and _ for the same in some of them.
+SERVE_HEADERS = (
+    "^(x-request-timeout-seconds|x-request-disconnect-disabled|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
+)
+# Of two request ids Serve takes one and the gateway the other.
+CLEANED = f"""\
+    http-request del-header {SERVE_HEADERS} -m reg
+    http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
+    http-request del-header x-request-id if !{{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID}$ }}
+"""
+
 
 def tighten(config: str, host: str) -> str:
-    """Return `config` with wildcard binds on `host`, a private admin socket, bounds on slow clients and no spliced requests."""
+    """Return `config` with wildcard binds on `host`, a private admin socket, bounds on slow clients and cleaned requests."""
     config = re.sub(r"^(\s*bind\s+)(?:\*|0\.0\.0\.0|\[::\]|::)?:(\d+)", rf"\g<1>{host}:\g<2>", config, flags=re.M)
     config = re.sub(r"^(\s*stats socket \S+ mode) 666", r"\g<1> 600", config, flags=re.M)
     if not re.search(r"^\s*timeout http-request", config, flags=re.M):
         bounds = f"    timeout http-request {HTTP_REQUEST_TIMEOUT}\n    timeout http-keep-alive {KEEP_ALIVE_TIMEOUT}\n"
         config = re.sub(r"^defaults\n", "defaults\n" + bounds, config, count=1, flags=re.M)
+    config = re.sub(r"^frontend http_frontend\n", lambda found: found[0] + CLEANED, config, flags=re.M)
     # With spliced requests HAProxy 2.8 often does not pass on that the client went away: it spins, and the call runs on.
     return re.sub(r"^\s*option splice-request\n", "", config, flags=re.M)
 

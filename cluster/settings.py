@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     memory_bytes: int = Field(0, ge=0, description="Memory that agents may share on this node; 0 means 70 % of the machine's.")
     gateway_replicas: int = Field(1, ge=1, description="Gateway processes on this node.")
     warm_pool: int = Field(2, ge=0, le=64, description="Idle worker processes kept ready for agents that wake.")
+    idle_s: float = Field(
+        900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
+    )
+    wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")

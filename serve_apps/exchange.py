@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
+from actors.haproxy_launcher import REQUEST_ID
 from cluster.errors import CancelledCallError, FieldError, InvalidRequestError, PayloadTooLargeError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(REQUEST_ID)
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Headers of which a second one would let two parts of the road read different requests.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from actors.directory import AgentStream
 from actors.wire import CallAnswer, CallOrder
@@ -20,6 +20,7 @@ from cluster.identity.roles import Scope
 from cluster.telemetry.metrics import Stage
 from serve_apps.chat import ChatRequest, chunk, completion, event
 from serve_apps.edge import Edge, now_s
+from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange, read_body
 from serve_apps.problems import openai_error
 
@@ -54,7 +55,7 @@ class OpenAIRoutes:
         streaming = False
         try:
             if chat.stream:
-                response = await self._stream(principal, chat, order, exchange, deadline_s)
+                response = await self._stream(request, principal, chat, order, exchange, deadline_s=deadline_s)
                 streaming = True
                 return response
             response = await self._whole(request, principal, chat, order, deadline_s)
@@ -77,16 +78,35 @@ class OpenAIRoutes:
         return Response(body, media_type="application/json")
 
     async def _stream(
-        self, principal: Principal, chat: ChatRequest, order: CallOrder, exchange: Exchange, deadline_s: float
+        self,
+        request: Request,
+        principal: Principal,
+        chat: ChatRequest,
+        order: CallOrder,
+        exchange: Exchange,
+        *,
+        deadline_s: float,
     ) -> Response:
         edge = self._edge
-        stream = await edge.directory.stream(principal, chat.model, order.to_bytes(), deadline_s=deadline_s)
-        events = self._events(stream, chat, order, exchange)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        opening = asyncio.ensure_future(edge.directory.stream(principal, chat.model, order.to_bytes(), deadline_s=deadline_s))
+        try:
+            stream = await edge.until_disconnect(request, opening)
+        except asyncio.CancelledError:
+            # It may have opened in the very moment in which the client left.
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await opening.result().aclose()
+            raise CancelledCallError("The client went away; the agent's work was stopped.") from None
 
-    async def _events(self, stream: AgentStream, chat: ChatRequest, order: CallOrder, exchange: Exchange) -> AsyncIterator[bytes]:
-        """Yield the stream's events; leaving early (the client went away) stops the agent's work."""
+        async def end() -> None:
+            await stream.aclose()
+            edge.leave_call()
+
+        return EventStream(self._events(stream, chat, order, exchange), deadline_at=stream.deadline_at, on_end=end)
+
+    async def _events(
+        self, stream: AgentStream, chat: ChatRequest, order: CallOrder, exchange: Exchange
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the stream's events; an error on the way is the last of them."""
         invocation_id, agent_id, created_s = order.invocation_id, str(chat.model), now_s()
         try:
             delta = {"role": "assistant", "content": ""}
@@ -107,9 +127,6 @@ class OpenAIRoutes:
         except Exception:
             yield event({"error": openai_error(InternalError("The gateway failed."))})
             raise
-        finally:
-            await stream.aclose()
-            self._edge.leave_call()
 
     async def models(self, request: Request, exchange: Exchange) -> Response:
         """GET /v1/models: the caller's agents."""

@@ -32,9 +32,11 @@ class CallStream:
     Leaving early stops the agent's work: by `aclose`, by the end of `async with`, or by cancelling a task that waits here.
     """
 
-    def __init__(self, connection: Receiver, id_: int) -> None:
+    def __init__(self, connection: Receiver, id_: int, deadline_at: float) -> None:
         self._connection = connection
         self._id = id_
+        # By the loop's clock.
+        self.deadline_at = deadline_at
         self._chunks: deque[bytes] = deque()
         # Chunks that the agent may still send; below zero it broke the protocol.
         self._credit = WINDOW_CHUNKS

@@ -132,8 +132,8 @@ class ChannelClient:
         """Start a call and return the stream of its chunks; the errors of `call` come from the iterator, or from here."""
         connection = self._connection
         stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
-        call = CallStream(connection, stream)
-        call.timer = connection.loop.call_later(deadline_s + GRACE_S, connection.expire, stream, deadline_s)
+        call = CallStream(connection, stream, connection.loop.time() + deadline_s)
+        call.timer = connection.loop.call_at(call.deadline_at + GRACE_S, connection.expire, stream, deadline_s)
         connection.calls[stream] = call
         return call
 

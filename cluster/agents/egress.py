@@ -23,6 +23,9 @@ FETCH_TIMEOUT_S = 10.0
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not the public internet, though Python takes them, or has taken them, for it: site-local, protocol assignments,
+# the old 6to4 relays, and the second block for documentation.
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
 
 Resolver = Callable[[str, int], Awaitable[Iterable[str]]]
 
@@ -166,6 +169,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
 
 

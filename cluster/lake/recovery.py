@@ -25,21 +25,21 @@ class Recovered:
     """What an earlier life left, up to its last whole fact."""
 
     state: ShipState = field(default_factory=ShipState)
-    # Of endings that may not be finished: `lost` events and end facts that are written already.
+    # Of endings and breaks that may not be finished: `lost` events, and what was told of which journal.
     lost_ids: set[str] = field(default_factory=set)
-    ended_names: set[str] = field(default_factory=set)
+    told: set[tuple[AuditAction, str]] = field(default_factory=set)
 
     def take(self, fact: Fact) -> None:
         """Take the next fact of a shipper's journal."""
         if fact.stream is Stream.SHIP:
             if fact.body.get("op") == CHECKPOINT:
                 self.lost_ids.clear()
-                self.ended_names.clear()
+                self.told.clear()
             self.state.apply(fact.body)
         elif fact.stream is Stream.USAGE:
             self.lost_ids.add(str(fact.body.get("event_id")))
-        elif fact.body.get("action") == AuditAction.JOURNAL_END:
-            self.ended_names.add(str(fact.body.get("object_id")))
+        elif fact.body.get("action") in (AuditAction.JOURNAL_END, AuditAction.JOURNAL_BROKEN):
+            self.told.add((AuditAction(fact.body["action"]), str(fact.body.get("object_id"))))
 
 
 def recover(directory: Path, own: JournalId) -> Recovered:

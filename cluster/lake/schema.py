@@ -71,3 +71,11 @@ AUDIT: Final = pa.schema(
 # Set while sealing: when, and from which fact of which journal.
 SEALED_COLUMNS: Final = ("ingest_time", "writer_id", "writer_epoch", "writer_seq")
 SCHEMAS: Final = {Stream.USAGE: USAGE, Stream.AUDIT: AUDIT}
+# A later release only appends columns, and each may be empty: so a number of columns says which ones they were. These are the
+# numbers of the first release, whose intents do not say them.
+FIRST_COLUMNS: Final = {Stream.USAGE: 32, Stream.AUDIT: 16}
+
+
+def first_columns(stream: Stream, count: int) -> pa.Schema:
+    """Return the schema as it was when the stream had `count` columns; all that there are when it never had so many."""
+    return pa.schema(list(SCHEMAS[stream])[:count])

@@ -17,7 +17,7 @@ from cluster.journal.fact import Stream
 from cluster.journal.journal_id import JournalId
 from cluster.journal.usage_event import Outcome, UsageEvent, UsageKind
 from cluster.lake.row_digest import row_digest
-from cluster.lake.schema import SCHEMAS, SEALED_COLUMNS
+from cluster.lake.schema import SCHEMAS, SEALED_COLUMNS, first_columns
 
 ROW_GROUP_ROWS: Final = 250_000
 ZSTD_LEVEL: Final = 3
@@ -70,10 +70,16 @@ class Sealed:
     sha256: str
 
 
-def build_table(stream: Stream, rows: Sequence[Row], ingest_us: int) -> tuple[pa.Table, list[Refused]]:
-    """Return the rows as a table of the stream's schema, in the order given, and those that are no rows."""
+def build_table(
+    stream: Stream, rows: Sequence[Row], ingest_us: int, columns: int | None = None
+) -> tuple[pa.Table, list[Refused]]:
+    """Return the rows as a table of the stream's schema, in the order given, and those that are no rows.
+
+    With `columns`, of the schema as it was when it had so many.
+    """
+    schema = SCHEMAS[stream] if columns is None else first_columns(stream, columns)
     try:
-        return _table(stream, rows, ingest_us), []
+        return _table(stream, schema, rows, ingest_us), []
     except (ValueError, KeyError, TypeError, OverflowError):
         # Some fact is not as this release writes it. One by one is ten times slower and says which, and why.
         good: list[Row] = []
@@ -83,14 +89,14 @@ def build_table(stream: Stream, rows: Sequence[Row], ingest_us: int) -> tuple[pa
         for row in rows:
             try:
                 whole = Row(row.journal, row.seq, check(row.body).to_body())
-                _table(stream, [whole], ingest_us)
+                _table(stream, schema, [whole], ingest_us)
             except IntegrityError as e:
                 refused.append(Refused(row, str(e)))
             except (ValueError, KeyError, TypeError, OverflowError) as e:
                 refused.append(Refused(row, f"{type(e).__name__}: {e}"))
             else:
                 good.append(whole)
-        return _table(stream, good, ingest_us), refused
+        return _table(stream, schema, good, ingest_us), refused
 
 
 def seal(stream: Stream, table: pa.Table, *, writer: JournalId, seq: int, ingest_us: int, stretches: Sequence[Stretch]) -> Sealed:
@@ -132,9 +138,8 @@ _OPTIONAL: Final = {
 }
 
 
-def _table(stream: Stream, rows: Sequence[Row], ingest_us: int) -> pa.Table:
+def _table(stream: Stream, schema: pa.Schema, rows: Sequence[Row], ingest_us: int) -> pa.Table:
     """Build column by column; raises ValueError, KeyError, TypeError or OverflowError when any value is not of its type."""
-    schema = SCHEMAS[stream]
     bodies = [r.body for r in rows]
     sealed: dict[str, list[Any]] = {
         "ingest_time": [ingest_us] * len(rows),

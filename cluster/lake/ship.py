@@ -7,24 +7,23 @@ without threads; what it did is in its report.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.clock import Clock, SystemClock
 from cluster.errors import IntegrityError
-from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.journal_id import JournalId, list_journals, next_epoch
 from cluster.journal.reader import JournalReader, is_alive
-from cluster.journal.segment import list_segments, segment_name
 from cluster.journal.writer import JournalWriter
-from cluster.lake.batch import Rows, build_tables, no_rows, plan_batch, seal_again
+from cluster.lake.batch import Rows, build_tables, no_rows, plan_batch
+from cluster.lake.outbox import Outbox
 from cluster.lake.recovery import SHIPPER, lock_directory, recover
-from cluster.lake.seal import Refused, Row, Sealed
-from cluster.lake.ship_log import BROKEN, ENDED, REMOVED, Intent, IntentKey, Planned, Read
+from cluster.lake.removal import remove_journals
+from cluster.lake.seal import Refused, Row
+from cluster.lake.ship_audit import ShipAudit
+from cluster.lake.ship_log import ENDED, REMOVED, Read
 from cluster.lake.ship_report import ShipReport
 from cluster.lake.source import JournalSource, open_source
 from cluster.lake.upload import StoreAwayError, Uploader
@@ -57,26 +56,24 @@ class Shipper:
         """Take over from the shipper before, if any; `writer` is a fresh journal of this process in `journal_dir`.
 
         A batch holds at most `max_rows` facts. A journal of a dead process is removed `keep_ended_s` seconds after all of
-        it was shipped. Raises ConflictError when another shipper of the directory lives for longer than `lock_wait_s`.
+        it was shipped, a broken one never. Raises ConflictError when another shipper of the directory lives for longer
+        than `lock_wait_s`.
         """
         self._directory = journal_dir
-        self._uploader = Uploader(store)
         self._writer = writer
         self._clock = clock or SystemClock()
         self._max_rows = max_rows
         self._keep_ended_us = keep_ended_s * 1_000_000
         self._seq = 0
         self._sources: dict[JournalId, JournalSource] = {}
-        # Sealed objects of pending intents of this life; those of earlier lives are made again.
-        self._ready: dict[IntentKey, list[Sealed]] = {}
-        # Objects of pending intents that are in the store, so that a later try neither counts nor reports them again.
-        self._stored: set[str] = set()
         self._backoff_s = 0.0
         self._retry_at_us = 0
         self._lock_fd = lock_directory(journal_dir, lock_wait_s)
         try:
             self._before = recover(journal_dir, writer.journal)
             self._state = self._before.state
+            self._audit = ShipAudit(self._clock, writer.writer_id, self._before.told)
+            self._outbox = Outbox(journal_dir, Uploader(store), writer=writer, state=self._state, audit=self._audit)
             self._state.life += 1
             self._checkpoint()
         except BaseException:
@@ -131,7 +128,7 @@ class Shipper:
         self.close()
 
     def _run(self, report: ShipReport, seal: bool) -> None:
-        self._ship_pending(report)
+        self._outbox.ship(report)
         todo = list_journals(self._directory) if seal else []
         for _ in range(MAX_BATCHES):
             if todo:
@@ -174,7 +171,7 @@ class Shipper:
                 reads.append(Read(journal, start, source.reader.position, source.low()))
         if reads or refused:
             self._intend(rows, reads, refused, report)
-            self._ship_pending(report)
+            self._outbox.ship(report)
             again.append(self._writer.journal)
         return list(dict.fromkeys(again))
 
@@ -182,9 +179,10 @@ class Shipper:
         ingest_us = self._clock.now_us()
         self._seq += 1
         tables, wrong = build_tables(rows, ingest_us)
-        facts = [self._refusal(r) for r in (*refused, *wrong)]
+        facts = [self._audit.refused(r) for r in (*refused, *wrong)]
         own = self._writer.journal
-        intent, sealed = plan_batch(own, self._seq, ingest_us, reads=reads, tables=tables, state=self._state)
+        first = self._state.first_uncovered
+        intent, sealed = plan_batch(own, self._seq, ingest_us, reads=reads, tables=tables, first=first)
         if intent.objects:
             for read in reads:
                 JournalReader(self._directory, read.journal, read.end).sync()
@@ -193,44 +191,8 @@ class Shipper:
         if intent.objects:
             # On disk before the first PUT: else a later life would store the same rows under another key.
             self._writer.sync()
-            self._state.apply(facts[-1].body)
-            self._ready[intent.key] = sealed
+            self._outbox.add(intent, sealed)
         report.refused_facts += len(refused) + len(wrong)
-
-    def _ship_pending(self, report: ShipReport) -> None:
-        for intent in list(self._state.pending.values()):
-            sealed = self._ready.get(intent.key)
-            if sealed is None:
-                try:
-                    sealed = self._ready[intent.key] = seal_again(self._directory, intent)
-                except IntegrityError as e:
-                    self._give_up(intent, e.detail, report)
-                    sealed = []
-            for planned, one in zip(intent.objects, sealed, strict=False):
-                if planned.key not in self._stored:
-                    self._put(planned, one, report)
-                    self._stored.add(planned.key)
-            shipped = intent.shipped()
-            self._writer.append(shipped)
-            self._state.apply(shipped.body)
-            self._ready.pop(intent.key, None)
-            self._stored.clear()
-
-    def _put(self, planned: Planned, one: Sealed, report: ShipReport) -> None:
-        conflict = self._uploader.put(planned, one)
-        if conflict:
-            detail = {"expected": planned.digest, "found": conflict.found_digest, "rows": one.rows, "kept": conflict.quarantine}
-            self._alarm(planned, "other rows stand under the key of a segment; ours are in quarantine", detail, report)
-        else:
-            report.segments += 1
-            report.usage_rows += one.rows if planned.stream is Stream.USAGE else 0
-            report.audit_rows += one.rows if planned.stream is Stream.AUDIT else 0
-
-    def _give_up(self, intent: Intent, why: str, report: ShipReport) -> None:
-        """Raise the alarm for each object that can't be made again and was not stored before; what is left is in the journals."""
-        for planned in intent.objects:
-            if self._uploader.digest_of(planned.key) != planned.digest:
-                self._alarm(planned, why, {"expected": planned.digest, "rows": planned.rows}, report)
 
     def _source(self, journal: JournalId, report: ShipReport) -> JournalSource | None:
         """Return the journal's source, or None when nothing is read from it any more."""
@@ -245,11 +207,9 @@ class Shipper:
         return None if source is None or source.broken else source
 
     def _break(self, source: JournalSource, why: str, report: ShipReport) -> None:
-        name = str(source.journal)
-        detail = {"last_good_seq": source.reader.position.seq}
-        broken = Fact(Stream.SHIP, {"op": BROKEN, "journal": name})
-        self._writer.append_many([self._audit(AuditAction.JOURNAL_BROKEN, AuditOutcome.FAILED, name, why, detail), broken])
-        self._state.apply(broken.body)
+        facts = self._audit.broken(source.journal, why, {"last_good_seq": source.reader.position.seq})
+        self._writer.append_many(facts)
+        self._state.apply(facts[-1].body)
         source.broken = why
         report.broken_journals += 1
 
@@ -267,15 +227,7 @@ class Shipper:
         lost = [e for e in source.lost() if e.event_id not in self._before.lost_ids]
         facts = [Fact(Stream.USAGE, e.to_body()) for e in lost]
         torn = source.reader.torn_bytes()
-        if name not in self._before.ended_names:
-            detail = {
-                "last_seq": source.reader.position.seq,
-                "torn_bytes": torn,
-                "lost_calls": len(source.open_calls),
-                "broken": source.broken,
-            }
-            outcome = AuditOutcome.FAILED if source.broken or torn else AuditOutcome.DONE
-            facts.append(self._audit(AuditAction.JOURNAL_END, outcome, name, None, detail))
+        facts += self._audit.ended(source, torn)
         ended = Fact(Stream.SHIP, {"op": ENDED, "journal": name, "at_us": self._clock.now_us()})
         self._writer.append_many([*facts, ended])
         self._state.apply(ended.body)
@@ -285,42 +237,19 @@ class Shipper:
 
     def _checkpoint(self) -> None:
         for journal in [j for j in self._state.ended if not j.folder(self._directory).exists()]:
-            self._state.apply({"op": REMOVED, "journal": str(journal)})
+            # A broken one is remembered even so: put back from a backup, it would be shipped again from its first fact on.
+            if journal not in self._state.broken:
+                self._state.apply({"op": REMOVED, "journal": str(journal)})
         self._checkpoint_seq = self._writer.append_many(self._state.checkpoint())
         self._checkpoint_us = self._clock.monotonic_us()
         self._writer.sync()
 
     def _remove_old(self) -> None:
-        """Remove the journals that ended long ago; a checkpoint after their end is on disk."""
-        journals = list_journals(self._directory)
+        """Remove the journals that ended long ago, but no broken one; a checkpoint after their end is on disk."""
         before = self._clock.now_us() - self._keep_ended_us
-        for journal in [j for j, at in self._state.ended.items() if at < before]:
-            folder = journal.folder(self._directory)
-            if any(j.writer_id == journal.writer_id and j.epoch > journal.epoch for j in journals):
-                gone = folder.with_name(f".{folder.name}.removed")
-                with contextlib.suppress(FileNotFoundError):
-                    folder.rename(gone)
-                shutil.rmtree(gone, ignore_errors=True)
-            else:
-                # The last epoch stays as an empty folder: were it written again, its facts would be passed over.
-                for first in list_segments(folder):
-                    (folder / segment_name(first)).unlink(missing_ok=True)
-
-    def _alarm(self, planned: Planned, reason: str, detail: dict[str, Any], report: ShipReport) -> None:
-        self._writer.append(self._audit(AuditAction.SEGMENT_CONFLICT, AuditOutcome.FAILED, planned.key, reason, detail))
-        report.conflicts += 1
-
-    def _refusal(self, refused: Refused) -> Fact:
-        row = refused.row
-        detail = {"journal": str(row.journal), "seq": row.seq, "body": ascii(row.body)[:4_000]}
-        return self._audit(AuditAction.FACT_QUARANTINE, AuditOutcome.FAILED, str(row.journal), refused.reason, detail)
-
-    def _audit(
-        self, action: AuditAction, outcome: AuditOutcome, object_id: str, reason: str | None, detail: dict[str, Any]
-    ) -> Fact:
-        actor = self._writer.writer_id
-        event = AuditEvent.new(self._clock, action, outcome, actor=actor, object_id=object_id, reason=reason, detail=detail)
-        return Fact(Stream.AUDIT, event.to_body())
+        remove_journals(
+            self._directory, [j for j, at in self._state.ended.items() if at < before and j not in self._state.broken]
+        )
 
     def _measure(self, report: ShipReport) -> None:
         for journal, source in self._sources.items():

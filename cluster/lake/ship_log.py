@@ -6,6 +6,7 @@ all of it, so that a later life needs to read only from the last checkpoint on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.errors import IntegrityError
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import Position, start_of
+from cluster.lake.schema import FIRST_COLUMNS
 from cluster.lake.seal import Stretch
 
 CHECKPOINT, INTENT, SHIPPED, ENDED, BROKEN, REMOVED = "checkpoint", "intent", "shipped", "ended", "broken", "removed"
@@ -69,7 +71,8 @@ class Planned:
 class Intent:
     """A batch that is to be shipped under these keys and no others, however often it takes.
 
-    Its rows are a function of the journals, `reads` and `ingest_us`, so that they need not be kept.
+    Its rows are a function of the journals, `reads`, `ingest_us` and `columns`, so that they need not be kept. One with the
+    number of an earlier one takes its place: it is what the journals still hold of it, under the same keys.
     """
 
     writer: JournalId
@@ -77,6 +80,11 @@ class Intent:
     ingest_us: int
     reads: tuple[Read, ...]
     objects: tuple[Planned, ...]
+    # How many columns each stream had when this was planned.
+    columns: Mapping[Stream, int]
+    # Row digests of the intents whose place this one took. One of those may have been stored before its process died: such an
+    # object is the truth, and holds all that this intent's object would.
+    earlier: tuple[str, ...] = ()
 
     @property
     def key(self) -> IntentKey:
@@ -95,6 +103,8 @@ class Intent:
             "ingest_us": self.ingest_us,
             "reads": [r.to_list() for r in self.reads],
             "objects": [o.to_list() for o in self.objects],
+            "columns": {s.value: n for s, n in self.columns.items()},
+            "earlier": list(self.earlier),
         }
 
     @classmethod
@@ -102,7 +112,10 @@ class Intent:
         """Return the intent that `to_body` wrote."""
         reads = tuple(Read.from_list(r) for r in body["reads"])
         objects = tuple(Planned.from_list(o) for o in body["objects"])
-        return cls(JournalId.parse(body["writer"]), body["seq"], body["ingest_us"], reads, objects)
+        # The first release wrote neither of these.
+        columns = {Stream(s): n for s, n in body["columns"].items()} if "columns" in body else FIRST_COLUMNS
+        earlier = tuple(body.get("earlier", ()))
+        return cls(JournalId.parse(body["writer"]), body["seq"], body["ingest_us"], reads, objects, columns, earlier)
 
     def shipped(self) -> Fact:
         """Return the fact that closes this intent."""
@@ -120,7 +133,7 @@ class ShipState:
     covered: dict[tuple[Stream, JournalId], int] = field(default_factory=dict)
     # Dead journals that were read to their end and accounted for, and when (microseconds since 1970 UTC).
     ended: dict[JournalId, int] = field(default_factory=dict)
-    # Journals in which nothing is read any more.
+    # Journals in which nothing is read any more. They stay here and on disk: their facts may be nowhere else.
     broken: set[JournalId] = field(default_factory=set)
     # Intents without `shipped`, in order.
     pending: dict[IntentKey, Intent] = field(default_factory=dict)
@@ -157,8 +170,11 @@ class ShipState:
             self.pending.pop((JournalId.parse(body["writer"]), body["seq"]), None)
         elif op == ENDED:
             journal = JournalId.parse(body["journal"])
+            broken = journal in self.broken
             self._forget(journal)
             self.ended[journal] = body["at_us"]
+            if broken:
+                self.broken.add(journal)
         elif op == BROKEN:
             self.broken.add(JournalId.parse(body["journal"]))
         elif op == REMOVED:

@@ -84,7 +84,7 @@ def open_source(directory: Path, journal: JournalId, low: Position, position: Po
     try:
         for before, facts in _until(source.reader, position.seq):
             source.follow(facts, before)
-        if source.reader.position != position:
+        if not _is_at(source.reader, position):
             source.broken = f"the journal {journal} is not what it was when it was read up to record {position.seq}"
     except IntegrityError as e:
         source.broken = e.detail
@@ -102,10 +102,29 @@ def _until(reader: JournalReader, seq: int) -> Iterator[tuple[Position, list[tup
         yield before, facts
 
 
-def facts_between(directory: Path, journal: JournalId, start: Position, last: int) -> list[tuple[int, Fact]]:
-    """Return the facts after `start` up to and with `last`; raises IntegrityError when they are not all there."""
+def read_again(
+    directory: Path, journal: JournalId, start: Position, end: Position
+) -> tuple[list[tuple[int, Fact]], Position, str]:
+    """Return the facts after `start` that were once read up to `end`, where they end now, and why that is not `end`.
+
+    The reason is empty when all are there. Otherwise the facts are those before the break.
+    """
     reader = JournalReader(directory, journal, start)
-    found = [f for _, facts in _until(reader, last) for f in facts]
-    if reader.position.seq != last:
-        raise IntegrityError(f"The journal {journal} ends at record {reader.position.seq}, before {last} that was read from it.")
-    return found
+    found: list[tuple[int, Fact]] = []
+    try:
+        for _, facts in _until(reader, end.seq):
+            found += facts
+    except IntegrityError as e:
+        return found, reader.position, e.detail
+    if reader.position.seq < end.seq:
+        why = f"The journal {journal} ends at record {reader.position.seq}, before {end.seq} that was read from it."
+        return found, reader.position, why
+    if not _is_at(reader, end):
+        # It was written anew, and nothing says from which record on.
+        return [], start, f"The journal {journal} is not what it was when it was read up to record {end.seq}."
+    return found, end, ""
+
+
+def _is_at(reader: JournalReader, position: Position) -> bool:
+    """Return whether the same records stand before both: after a full segment, or at the start of the next, is one place."""
+    return (reader.position.seq, reader.position.chain) == (position.seq, position.chain)

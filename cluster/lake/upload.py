@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,22 +36,24 @@ class Uploader:
         self._store = store
         self._probed = False
 
-    def put(self, planned: Planned, sealed: Sealed) -> Conflict | None:
+    def put(self, planned: Planned, sealed: Sealed, earlier: Sequence[str] = ()) -> Conflict | None:
         """Store a segment; a second time for the same rows is success. Returns what stands in the way of other rows.
+
+        Success, too, is what stands there with one of the digests `earlier`: those of earlier plans for the same key.
 
         Raises StoreAwayError when it is not known to be stored, ConfigurationError when the store overwrites objects.
         """
         if self._create(planned.key, sealed) is PutOutcome.CREATED:
             return None
         # Bytes may differ between two releases of the Parquet library; what counts is the rows.
-        there = self.digest_of(planned.key)
-        if there == planned.digest:
+        there = self._digest_of(planned.key)
+        if there == planned.digest or there in earlier:
             return None
         kept = quarantine_key(planned.key, planned.digest)
         self._create(kept, sealed)
         return Conflict(there, kept)
 
-    def digest_of(self, key: str) -> str:
+    def _digest_of(self, key: str) -> str:
         """Return the digest of the rows that stand under a key; for what is no Parquet file, words that are no digest."""
         try:
             data = self._store.get(key)

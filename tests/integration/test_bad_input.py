@@ -147,6 +147,57 @@ def test_headers_that_two_readers_would_read_differently(cluster: RunningCluster
             assert raw.recv(64).split()[1] == b"400"
 
 
+def test_a_client_cannot_set_the_time_out_of_serve(cluster: RunningCluster) -> None:
+    """A header that Ray Serve would obey is dropped on the way in, in every case (control: haproxy_launcher.SERVE_HEADERS)."""
+    for name in ("x-request-timeout-seconds", "X-Request-Timeout-Seconds"):
+        assert cluster.http.get("/v1/models", headers={name: "0.000001"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "x-request-id",
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "x-session-id",
+        "x_session_id",
+        "serve_multiplexed_model_id",
+        "serve-multiplexed-model-id",
+        "traceparent",
+        "tracestate",
+        "authorization",
+        "x-deadline-s",
+        "idempotency-key",
+        "content-type",
+        "content-encoding",
+        "user-agent",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+    ],
+)
+@pytest.mark.parametrize("value", [b"\xff", b"\xc3(", b"\xed\xa0\x80", b"ok, \xff"], ids=ascii)
+def test_a_header_of_any_bytes_is_refused_or_ignored(cluster: RunningCluster, header: str, value: bytes) -> None:
+    """No header's bytes make the way in fail: the answer has our shape, an id, and a status below 500."""
+    answer = cluster.http.post("/v1/chat/completions", json=CHAT, headers={header: value})
+    wanted = {"authorization": 401, "x-deadline-s": 400, "content-encoding": 400}.get(header, 404)
+    assert answer.status_code == wanted, answer.text
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [[b"\xff"], [b"a b"], [b"a" * 65], [b""], [b"a", b"b"], [b"a,b"]],
+    ids=["bytes", "space", "long", "empty", "two", "list"],
+)
+def test_a_request_id_that_is_none_is_replaced(cluster: RunningCluster, sent: list[bytes]) -> None:
+    """One id of our own leads from the answer to its one audit fact (control: haproxy_launcher.CLEANED)."""
+    answer = cluster.http.get("/v1/nothing", headers=[(b"x-request-id", value) for value in sent])
+    assert answer.status_code == 404, answer.text
+    (given,) = set(answer.headers.get_list("x-request-id"))
+    assert len(given) == 36
+    assert len(eventually(lambda: cluster.audit(request_id=given))) == 1
+
+
 def test_unknown_paths_and_methods_are_told_apart(cluster: RunningCluster) -> None:
     """404 and 405, each as a problem document."""
     assert cluster.http.get("/nothing").json()["code"] == "not_found"

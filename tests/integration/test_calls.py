@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +18,19 @@ from tests.sizes import soak
 
 def script(*steps: dict[str, Any]) -> str:
     return json.dumps({"script": list(steps)})
+
+
+def send(cluster: RunningCluster, agent_id: str, text: str, header: str) -> socket.socket:
+    """Send a streamed call straight to the replica, and return the connection, on which little waits to be read."""
+    body = json.dumps({"model": agent_id, "stream": True, "messages": [{"role": "user", "content": text}]})
+    head = f"Host: x\r\nAuthorization: Bearer {cluster.key}\r\nContent-Length: {len(body)}\r\n{header}\r\n\r\n"
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # which keeps the replica's buffer small too
+    client.settimeout(30)
+    client.connect(cluster.replica())
+    client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}{body}".encode())
+    return client
 
 
 def finals(cluster: RunningCluster, agent_id: str, count: int) -> list[dict[str, Any]]:
@@ -136,6 +150,32 @@ def test_leaving_a_stream_stops_the_work(cluster: RunningCluster) -> None:
     (row,) = finals(cluster, "leaver", 1)
     assert row["outcome"] in ("cancelled", "ok")
     assert row["latency_us"] < 50_000_000
+
+
+def test_leaving_a_stream_before_its_first_piece_stops_the_work(cluster: RunningCluster) -> None:
+    """The gateway itself watches the client while it waits for the agent: Serve is told not to, straight at the replica."""
+    cluster.register("early")
+    assert cluster.ask("early", script({"say": "awake"})).status_code == 200
+    before = cluster.journal_bytes("early")
+    with send(cluster, "early", script({"sleep_s": 100}, {"say": "never"}), "X-Request-Disconnect-Disabled: ?1"):
+        eventually(lambda: cluster.journal_bytes("early") > before)  # it is under way
+    rows = finals(cluster, "early", 2)
+    assert sorted(r["outcome"] for r in rows) == ["cancelled", "ok"]
+    eventually(cluster.calls_held, lambda held: held == 0)
+
+
+def test_a_stream_that_nobody_reads_gives_its_place_back_at_its_deadline(cluster: RunningCluster) -> None:
+    """A client that opens a stream and does not read holds its call until its deadline and no longer (control: EventStream)."""
+    cluster.register("unread")
+    assert cluster.ask("unread", script({"say": "awake"})).status_code == 200
+    with send(cluster, "unread", script({"stream": ["x" * 200] * 4000}), "X-Deadline-S: 3") as client:
+        eventually(cluster.calls_held, lambda held: held == 1)
+        eventually(cluster.calls_held, lambda held: held == 0)
+        rows = finals(cluster, "unread", 2)
+        assert sorted(r["outcome"] for r in rows) == ["deadline", "ok"]
+        received = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert not received.endswith(b"\r\n0\r\n\r\n"), "what was cut off must not look whole"
 
 
 def test_an_agent_over_its_iterations_is_stopped_by_name(cluster: RunningCluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import reprlib
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 import httpx
 import openai
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors.topology import ClusterState, marked, read_state, stop
 from cluster.settings import Settings
+from cluster.telemetry.metrics import render
 
 T = TypeVar("T")
 
@@ -75,6 +78,18 @@ class RunningCluster:
     def journal_bytes(self, agent_id: str) -> int:
         """Return how much the agent has written: it grows when a call is admitted, and when it ends."""
         return sum(f.stat().st_size for f in (self.settings.journal_dir / f"agent.default.{agent_id}").rglob("*.seg"))
+
+    def replica(self) -> tuple[str, int]:
+        """Return where HAProxy finds the gateway's replica: a test that must not have HAProxy between goes straight there."""
+        (config,) = self.settings.run_dir.glob("h/*/haproxy.tight.cfg")
+        found = re.search(r"^\s*server SERVE_REPLICA\S+ (\S+):(\d+) ", config.read_text(), re.M)
+        assert found is not None
+        return found[1], int(found[2])
+
+    def calls_held(self) -> float:
+        """Return how many calls the gateway says that it holds."""
+        families = text_string_to_metric_families(render(self.settings.metrics_dir).decode())
+        return sum(sample.value for family in families if family.name == "sovereign_queue_depth" for sample in family.samples)
 
     def usage(self, agent_id: str) -> list[dict[str, Any]]:
         """Return the agent's usage rows in the lake, raw and with every duplicate."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -57,6 +58,19 @@ SHIPPER = textwrap.dedent("""
 """)
 
 
+def ship_and_die(folder: Path, number: int, node: int) -> None:
+    command = [sys.executable, "-c", SHIPPER, str(folder), str(number), str(node)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdout.readline()
+    # It died at its number, or it is done and waits: then it is killed there.
+    process.kill()
+    assert process.wait() == -9
+    process.stdout.close()
+    process.stdin.close()
+
+
 def rows(store: LocalObjectStore, stream: Stream) -> list[dict[str, Any]]:
     keys = [o.key for o in store.list(raw_prefix(stream))]
     return [row for key in keys for row in pq.read_table(pa.BufferReader(store.get(key))).to_pylist()]
@@ -84,16 +98,7 @@ def test_each_fact_is_shipped_once_whatever_is_killed(tmp_path: Path) -> None:
                 agent.append(call_fact(call))
                 agent.close()
                 agents[i] = JournalWriter(journals, agent.writer_id, agent.epoch + 1)
-        command = [sys.executable, "-c", SHIPPER, str(tmp_path), str(rng.randrange(1, 45)), str(rng.randrange(3))]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdin is not None
-        process.stdout.readline()
-        # It died at its number, or it is done and waits: then it is killed there.
-        process.kill()
-        assert process.wait() == -9
-        process.stdout.close()
-        process.stdin.close()
+        ship_and_die(tmp_path, rng.randrange(1, 45), rng.randrange(3))
         killed += 1
     for agent in agents:
         agent.close()
@@ -108,3 +113,34 @@ def test_each_fact_is_shipped_once_whatever_is_killed(tmp_path: Path) -> None:
     assert {n for n in ends if n.startswith("agent.")} == {f"{a.writer_id}/e{e}" for a in agents for e in range(1, a.epoch + 1)}
     for stream in (Stream.USAGE, Stream.AUDIT):
         assert list(map(str, verify_raw(store, stream))) == []
+
+
+def test_a_shipper_that_plans_anew_is_killed_at_every_step(tmp_path: Path) -> None:
+    """Control: Outbox._replan. One of two journals of a batch that was not stored is gone; the other's rows ship once, always."""
+    numbers = range(1, 40)
+    chosen = sorted(random.sample(numbers, soak(3, len(numbers))))
+    print(f"killed at {chosen}")
+    before = tmp_path / "before"
+    ids: dict[str, list[str]] = {}
+    for tenant in ("a", "b"):
+        with JournalWriter(before / "journal", f"agent.{tenant}.x", 1) as agent:
+            ids[tenant] = make_calls(agent, 2)
+    # No folder can be made where the lake should be.
+    (before / "lake").touch()
+    with Shipper.open(before / "journal", LocalObjectStore(before / "lake"), "n0") as shipper:
+        assert shipper.step().store_error
+    (before / "lake").unlink()
+    shutil.rmtree(before / "journal" / "agent.a.x")
+    for number in chosen:
+        folder = tmp_path / str(number)
+        shutil.copytree(before, folder)
+        ship_and_die(folder, number, 1)
+        store = LocalObjectStore(folder / "lake")
+        with Shipper.open(folder / "journal", store, "n0") as shipper:
+            while shipper.step().ended_journals:
+                pass
+        assert sorted(r["event_id"] for r in rows(store, Stream.USAGE)) == sorted(ids["b"])
+        alarms = [r["object_id"] for r in rows(store, Stream.AUDIT) if r["outcome"] == "failed"]
+        assert alarms == ["agent.a.x/e1"]
+        for stream in (Stream.USAGE, Stream.AUDIT):
+            assert list(map(str, verify_raw(store, stream))) == []

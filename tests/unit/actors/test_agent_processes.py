@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from actors import agent_processes, governance
-from actors.agent_processes import AgentProcesses, Live
+from actors import agent_process, agent_processes, governance
+from actors.agent_process import AgentProcess
+from actors.agent_processes import AgentProcesses
 from actors.governance import GovernanceActor
+from actors.room import Account
 from cluster import wiring
 from cluster.admission.registrar import Registrar, Registration
 from cluster.agents.registration import parse_registration
+from cluster.agents.spec import Resources
 from cluster.errors import StorageError, UnavailableError
 from cluster.identity.ids import AgentId, ProjectId, TenantId
 from cluster.identity.principal import Principal
@@ -33,7 +36,8 @@ class Handle:
 
     def __init__(self, status: Callable[[], Any]) -> None:
         self.status = SimpleNamespace(remote=status)
-        self.drain = SimpleNamespace(remote=lambda timeout_s: asyncio.sleep(0))
+        self.drain = SimpleNamespace(remote=lambda timeout_s, only_idle: asyncio.sleep(0, True))
+        self.watch = SimpleNamespace(remote=lambda idle_s: asyncio.Event().wait())
 
 
 class Ray:
@@ -43,8 +47,9 @@ class Ray:
         self.actors: dict[str, Handle] = {}
         self.killed: list[Handle] = []
         monkeypatch.setattr(agent_processes, "names", lambda prefix: set(self.actors))
-        monkeypatch.setattr(agent_processes, "find", self.find)
-        monkeypatch.setattr(agent_processes, "kill", self.killed.append)
+        monkeypatch.setattr(agent_process, "find", self.find)
+        monkeypatch.setattr(agent_process, "kill", self.killed.append)
+        monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
 
     def find(self, name: str) -> Handle:
         if name not in self.actors:
@@ -92,7 +97,7 @@ async def test_a_process_that_does_not_say_that_it_lives_is_ended_before_its_row
     settings: Settings, registrar: Registrar, ray: Ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it would go on beside its next generation, with its tickets, its CPU and its memory."""
-    monkeypatch.setattr(agent_processes, "STATUS_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(agent_process, "STATUS_TIMEOUT_S", 0.01)
     silent = ray.actors["agent:default:planner:g1"] = Handle(asyncio.Event().wait)
     found = await processes(settings, registrar)
     await found.recover()
@@ -105,8 +110,7 @@ async def test_a_running_agent_is_taken_over(settings: Settings, registrar: Regi
     async def answers() -> bytes:
         return json.dumps({"state": "live", "host": "127.0.0.1", "port": 1, "enforcement": {}}).encode()
 
-    handle = ray.actors["agent:default:planner:g1"] = Handle(answers)
-    handle.lives = SimpleNamespace(remote=asyncio.Event().wait)  # type: ignore[attr-defined]  # only this one is watched
+    ray.actors["agent:default:planner:g1"] = Handle(answers)
     found = await processes(settings, registrar)
     await found.recover()
     assert (ray.killed, [x.generation for x in found.live.values()], state(registrar)) == ([], [1], "live")
@@ -117,7 +121,7 @@ async def test_an_end_that_the_store_did_not_take_is_recorded_later(
 ) -> None:
     """A removed agent's quota comes back although the second transaction failed at first."""
     found = await processes(settings, registrar)
-    found.live["default", "planner"] = Live(Handle(asyncio.Event().wait), "127.0.0.1", 1, 1)
+    found.live["default", "planner"] = AgentProcess(Handle(asyncio.Event().wait), "127.0.0.1", 1, 1, Resources(100, 1 << 20))
     marked, mark = asyncio.Event(), registrar.mark_passive
     loop = asyncio.get_running_loop()
     failures = [UnavailableError("The store is busy."), StorageError("The disk is full.")]

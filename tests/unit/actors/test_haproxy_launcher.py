@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
-from actors.haproxy_launcher import tighten
+import pytest
 
+from actors.haproxy_launcher import SERVE_HEADERS, tighten
+
+_RAY = importlib.util.find_spec("ray")
+assert _RAY is not None
+assert _RAY.origin is not None
+SERVE = Path(_RAY.origin).parent / "serve" / "_private"
 CONFIG = """global
     stats socket /x/admin.sock mode 666 level admin expose-fd listeners
 defaults
@@ -44,13 +51,54 @@ def test_requests_are_not_spliced() -> None:
     assert "option splice-response" in tight
 
 
+def test_headers_are_cleaned_before_serve_sees_them() -> None:
+    """The way in drops what would steer Serve and a request id that is none; other listeners stay as they are."""
+    sections = tighten(CONFIG, "127.0.0.1").split("frontend ")
+    assert [section.count("http-request del-header") for section in sections] == [0, 0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [
+        ("x-request-timeout-seconds", True),
+        ("x-request-disconnect-disabled", True),
+        ("x-session-id", True),
+        ("x_session_id", True),
+        ("serve_multiplexed_model_id", True),
+        ("serve-multiplexed-model-id", True),
+        ("serve_multiplexed-model_id", True),
+        ("x-request-id", False),
+        ("x-deadline-s", False),
+        ("authorization", False),
+        ("my-x-session-id", False),
+        ("x-session-id-2", False),
+    ],
+)
+def test_the_headers_that_steer_serve_are_dropped_whole_and_no_others(name: str, dropped: bool) -> None:
+    """Serve reads them with - and with _; what only contains such a name is the client's own."""
+    assert bool(re.search(SERVE_HEADERS, name)) == dropped
+
+
+def test_the_headers_that_this_serve_obeys_are_known() -> None:
+    """When a new Serve learns a header, this says so before a client uses it."""
+    constants = SERVE.joinpath("constants.py").read_text()
+    obeyed = re.findall(r'^SERVE_HTTP_\w*HEADER\w* = "(.+)"', constants, flags=re.M)
+    obeyed += re.findall(r'^SERVE_(?:MULTIPLEXED_MODEL_ID|SESSION_ID)\b.*"(\S+)"\)?$', constants, flags=re.M)
+    assert len(obeyed) == 5
+    assert [name for name in obeyed if not re.search(SERVE_HEADERS, name)] == ["x-request-id"]
+    for reader in ("replica.py", "http_util.py"):
+        assert set(re.findall(r"\bSERVE_HTTP_\w*HEADER\b", SERVE.joinpath(reader).read_text())) <= {
+            "SERVE_HTTP_REQUEST_ID_HEADER",
+            "SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER",
+            "SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER",
+        }
+
+
 def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     """When Serve's template changes, this says so before a listener is found open at start."""
-    spec = importlib.util.find_spec("ray")
-    assert spec is not None
-    assert spec.origin is not None
-    template = Path(spec.origin).parent.joinpath("serve", "_private", "haproxy_templates.py").read_text()
+    template = SERVE.joinpath("haproxy_templates.py").read_text()
     assert "bind :{{ config.metrics_port }}" in template
     assert "mode 666" in template
     assert "\ndefaults\n    mode http\n" in template
     assert "\n    option splice-request\n" in template
+    assert "\nfrontend http_frontend\n    bind " in template
