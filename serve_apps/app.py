@@ -82,7 +82,7 @@ def create_app(edge: Edge) -> Application:
             response_class=Response,
             response_model=None,
             name=handler.__name__,
-            summary=summary_of(handler.__name__, handler.__doc__ or ""),
+            summary=summary_of(handler.__doc__ or ""),
             description="",
             status_code=statuses[0],
             openapi_extra=operation(handler.__name__, path, body, statuses),

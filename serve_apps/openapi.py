@@ -76,10 +76,9 @@ class _WithoutDefaults(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
 
-def summary_of(name: str, docstring: str) -> str:
-    """Return what a handler's docstring ("GET /path: what it does.") says after the path, or the handler's name as words."""
+def summary_of(docstring: str) -> str:
+    """Return what a handler's docstring ("GET /path: what it does.") says after the path."""
     _, _, text = docstring.partition("\n")[0].partition(": ")
-    text = text.strip() or name.replace("_", " ")
     return text[:1].upper() + text[1:]
 
 
