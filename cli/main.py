@@ -13,7 +13,7 @@ from cluster.errors import InternalError, SovereignError
 
 app = typer.Typer(
     name="sovereign",
-    help="Run AI agents on your own machines, and prove what was allowed, what was done and what it cost.",
+    help="Run AI agents on your own machines, with a record of what was allowed, what was done and what it used.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

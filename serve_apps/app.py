@@ -52,7 +52,7 @@ def create_app(edge: Edge) -> Application:
     app = FastAPI(
         title="Sovereign",
         version="1",
-        description="Run AI agents on your own machines, and prove what was allowed, what was done and what it cost.",
+        description="Run AI agents on your own machines, with a record of what was allowed, what was done and what it used.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
