@@ -15,9 +15,9 @@ import gc
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import wiring
@@ -93,13 +93,11 @@ def registrations_per_s(registrar: Registrar, prefix: str, count: int, threads: 
             agent = {"agent_id": f"{prefix}-{number}-{i}"}
             assert registrar.register(WHO, parse_registration(body | agent)).created
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return count // threads * threads / (time.perf_counter() - start)
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        for done in [pool.submit(work, n) for n in range(threads)]:
+            done.result()
+        return count // threads * threads / (time.perf_counter() - start)
 
 
 def main() -> None:
