@@ -61,6 +61,14 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
             "description": "The same key with the same body is answered as the first time.",
         }
     ],
+    "chat_completions": [
+        {
+            "name": "X-Deadline-S",
+            "in": "header",
+            "schema": {"type": "number"},
+            "description": "Stop the work after so many seconds.",
+        }
+    ],
     "list": [
         {"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this agent id."},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
