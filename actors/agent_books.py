@@ -19,6 +19,9 @@ from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, Usage
 from cluster.journal.writer import JournalWriter
 from cluster.telemetry.metrics import Metrics, Stage
 
+# How long the call that woke an agent may take to reach it.
+FIRST_CALL_US = 5_000_000
+
 
 class AgentBooks:
     """The journal of one agent generation, and the CPU and metrics that its calls are charged with."""
@@ -31,12 +34,13 @@ class AgentBooks:
         self.cpu = CpuAccountant()
         # Calls that were admitted and are not settled.
         self.running = 0
-        self._quiet_since_us = clock.monotonic_us()
+        # A fresh agent was started for a call that is on its way, so it is not idle yet.
+        self._quiet_since_us = clock.monotonic_us() + FIRST_CALL_US
 
     @property
     def idle_s(self) -> float:
         """Seconds since the last call ended; 0 while one runs."""
-        return 0.0 if self.running else (self.clock.monotonic_us() - self._quiet_since_us) / 1e6
+        return 0.0 if self.running else max(0.0, (self.clock.monotonic_us() - self._quiet_since_us) / 1e6)
 
     def entered(self) -> None:
         """Note that a call was admitted."""
