@@ -1,4 +1,4 @@
-"""Runs a job's command and writes down what it used: `python -P -m actors.job_runner -- <command>`, as job_client submits it.
+"""Runs a job's command and writes down what it used: `python -P -m actors.job_runner -- <command>`, as jobs.py submits it.
 
 It stands between Ray's job server and the command, so that a command that is killed, or that never heard of the platform,
 is measured all the same. It imports no Ray and ends as its command ended.

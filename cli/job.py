@@ -18,7 +18,7 @@ from cluster.errors import JobFailedError, UnauthenticatedError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from actors.job_client import JobState
+    from actors.jobs import JobState
     from cluster.identity.principal import Principal
     from cluster.settings import Settings
 
@@ -61,7 +61,7 @@ def submit(
     budget = parse_budget(budget_usd) if budget_usd is not None else None
     labels = parse_labels(label or [])
     entrypoint_of(command)
-    from actors.job_client import JobClient
+    from actors.jobs import JobClient
 
     with JobClient(settings) as jobs:
         job = Job(_principal(settings, key_file), budget_usd=budget, labels=labels)
@@ -80,7 +80,7 @@ def submit(
 @app.command("list")
 def list_jobs(home: Home = None, as_json: Json = False) -> None:
     """List the jobs that were submitted since the cluster started, of all tenants, oldest first."""
-    from actors.job_client import JobClient
+    from actors.jobs import JobClient
 
     with JobClient(settings_of(home)) as jobs:
         found = [_document(state) for state in jobs.list()]
@@ -90,7 +90,7 @@ def list_jobs(home: Home = None, as_json: Json = False) -> None:
 @app.command()
 def show(job_id: JobId, home: Home = None, as_json: Json = False) -> None:
     """Show one job: whose it is, and how it is."""
-    from actors.job_client import JobClient
+    from actors.jobs import JobClient
 
     with JobClient(settings_of(home)) as jobs:
         found = _document(jobs.show(job_id))
@@ -100,7 +100,7 @@ def show(job_id: JobId, home: Home = None, as_json: Json = False) -> None:
 @app.command()
 def stop(job_id: JobId, home: Home = None, as_json: Json = False) -> None:
     """End a job: asked first, killed after 2 s. One that has ended stays as it is."""
-    from actors.job_client import JobClient
+    from actors.jobs import JobClient
 
     with JobClient(settings_of(home)) as jobs:
         found = _document(jobs.stop(job_id))
