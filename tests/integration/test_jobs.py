@@ -152,6 +152,31 @@ def test_no_secret_travels_with_a_job(cluster: RunningCluster, jobs: Jobs) -> No
     assert not [s[:4] for s in secrets for text in texts if s in text]
 
 
+def test_a_key_that_does_not_hold_submits_nothing(cluster: RunningCluster, tmp_path: Path) -> None:
+    """Exit code 6, the file is named, what is in it is not said."""
+    key = "sk-sov-" + cluster.key.split("-")[2] + "-" + "0" * 64
+    (tmp_path / "key").write_text(key)
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "job",
+        "submit",
+        "--key-file",
+        str(tmp_path / "key"),
+        "--id",
+        "unowned",
+        "--",
+        "true",
+    ]
+    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert str(tmp_path / "key") in done.stderr
+    assert key not in done.stderr
+    shown = subprocess.run([*command[:4], "show", "unowned"], env=cluster.environment, capture_output=True, check=False)
+    assert shown.returncode == 4
+
+
 def test_a_job_that_is_not_there_is_not_found(cluster: RunningCluster, jobs: Jobs) -> None:
     """Exit code 4; and a second job of an id is refused before it is sent."""
     command = [sys.executable, "-m", "cli.main", "job"]
