@@ -1,4 +1,4 @@
-"""What a call used, as one row: quantities only, no money and no floats. All times are microseconds since 1970 UTC."""
+"""What a call or a job used, as one row: quantities only, no money and no floats. All times are microseconds since 1970 UTC."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_job_without_the_token_does_not_run(dashboard: httpx.Client, cluster: 
     assert dashboard.post("/api/jobs/", json=body).status_code == 401
     assert dashboard.post("/api/jobs/", json=body, headers={"authorization": "Bearer nonsense"}).status_code == 403
     jobs = dashboard.get("/api/jobs/", headers={"authorization": f"Bearer {token(cluster)}"}).json()
-    assert [job for job in jobs if job["type"] == "SUBMISSION"] == []
+    assert [job for job in jobs if str(trace) in job["entrypoint"]] == []
     assert not trace.exists()
 
 
