@@ -102,7 +102,8 @@ class GovernanceActor:
         """Return up to `limit` agents of the caller's tenant with ids after `after`."""
         await self._prepared()
         who = Principal.from_json(principal)
-        records = await self._run(partial(self._registrar.list, who.tenant, after, limit))
+        begin = AgentId.parse(after, "after") if after else ""
+        records = await self._run(partial(self._registrar.list, who.tenant, begin, limit))
         following = records[-1].spec.agent_id if len(records) == limit else ""
         return {"agents": [self._public(who.tenant, r) for r in records], "next": following}
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from benchmarks.load import Measured, wrk
 from benchmarks.running import cluster, emit, progress
@@ -119,7 +120,8 @@ def start_bare(running: RunningCluster, agents: list[str]) -> None:
     connect_to(running.settings)
     for name in agents:
         start_bare_agent(name)
-    serve.run(BareGateway.bind(), name="bare", route_prefix="/bare")
+    bare: Any = BareGateway  # Serve's decorators made a deployment of the class, which its types don't say
+    serve.run(bare.bind(), name="bare", route_prefix="/bare")
     ray.shutdown()  # a driver that outlives its cluster is ended by Ray
 
 
