@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
 from openai import AsyncOpenAI, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors.topology import ClusterState, marked, read_state, stop
 from cluster.settings import Settings
