@@ -209,4 +209,4 @@ def forget_conversations(settings: Settings, record: AgentRecord) -> None:
 
 def start_governance(settings: Settings) -> Handle:
     """Create the governance actor of this cluster, or return the one that runs."""
-    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096)
+    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096, on_head=True)

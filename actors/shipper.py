@@ -28,10 +28,10 @@ class ShipperActor:
     """Ships on every interval, and at once when asked."""
 
     def __init__(self, settings: str, metrics_port: int) -> None:
-        self._settings = Settings.from_json(settings)
+        self._settings = Settings.of_this_node(settings)
         configure_logging("shipper", level=self._settings.log_level, directory=self._settings.log_dir)
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
-        self._shipper = wiring.build_shipper(self._settings, wiring.node_name(self._settings))
+        self._shipper = wiring.build_shipper(self._settings)
         self._step = threading.Lock()
         self._exporter = _serve_metrics(self._settings, metrics_port)
         self._loop = asyncio.ensure_future(self._ship_for_ever())

@@ -118,22 +118,22 @@ def stop(settings: Settings, *, timeout_s: float = 60.0, on_progress: Progress =
     return was_alive or left > 0
 
 
-def marked(cluster_id: str) -> Iterator[psutil.Process]:
-    """Yield every live process that carries this cluster's marker, except the caller."""
-    wanted = f"{MARKER}={cluster_id}".encode()
+def marked(cluster_id: str, node: str = "") -> Iterator[psutil.Process]:
+    """Yield every live process on this machine that carries this cluster's marker, except the caller; of one `node` if named."""
+    wanted = {f"{MARKER}={cluster_id}".encode()} | ({f"SOVEREIGN_NODE={node}".encode()} if node else set())
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+            if wanted <= set(Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")):
                 yield process
 
 
-def end_marked(cluster_id: str, *, grace_s: float = 3.0) -> int:
-    """End every process with the marker, first gently; return how many there were."""
+def end_marked(cluster_id: str, node: str = "", *, grace_s: float = 3.0) -> int:
+    """End every process with the marker, first gently, those of one `node` if named; return how many there were."""
     seen: set[int] = set()
     for send in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
-        processes = list(marked(cluster_id))
+        processes = list(marked(cluster_id, node))
         if not processes:
             break
         for process in processes:

@@ -12,7 +12,8 @@ from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.registry import Registry, Row
 from cluster.agents.lifecycle import AgentEvent, AgentState, step
 from cluster.agents.record import AgentRecord
-from cluster.coordination.journals import journal_entry
+from cluster.coordination.coordination import Op
+from cluster.coordination.journals import journal_entry, journal_place
 from cluster.errors import AdmissionDeniedError, InvalidRequestError, NotFoundError, StaleGenerationError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.journal.audit_event import AuditAction, AuditOutcome
@@ -59,16 +60,18 @@ class Activator:
             if row.record.decision_id != record.decision_id:
                 raise NotFoundError(f"Agent {agent_id} was removed and registered anew while it was to start.")
             after = row.record.after(AgentEvent.WAKE, generation=row.record.generation + 1)
-            journal = journal_entry(f"agent.{tenant}.{agent_id}", after.generation, self._node)
+            # On which node is Ray's to choose: it is written when the process says where it is.
+            journal = journal_entry(_writer(tenant, agent_id), after.generation, "")
             return self._registry.change(row, after, journal)
 
         after = self._registry.retry(attempt)
         self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, decision, after.generation)
         return after, after.generation
 
-    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
-        """Make a starting generation live at `address`."""
-        return self._step(tenant, agent_id, generation, AgentEvent.STARTED, address)
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
+        """Make a starting generation live at `address` of `node`, which is this governor's own when it is empty."""
+        place = journal_place(_writer(tenant, agent_id), generation, node or self._node)
+        return self._step(tenant, agent_id, generation, AgentEvent.STARTED, address, place)
 
     def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
         """Make a live generation draining."""
@@ -95,12 +98,12 @@ class Activator:
         return after
 
     def _step(
-        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str | None = None
+        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str | None = None, *more: Op
     ) -> AgentRecord:
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id, generation)
             to = row.record.address if address is None else address
-            return self._registry.change(row, row.record.after(event, address=to))
+            return self._registry.change(row, row.record.after(event, address=to), *more)
 
         after = self._registry.retry(attempt)
         self._write(after, event, AuditOutcome.DONE, None, generation)
@@ -129,6 +132,10 @@ class Activator:
             decision=decision,
             detail={"event": event.value, "state": record.state.value, "generation": generation},
         )
+
+
+def _writer(tenant: TenantId, agent_id: AgentId) -> str:
+    return f"agent.{tenant}.{agent_id}"
 
 
 def _ended(record: AgentRecord, event: AgentEvent) -> AgentRecord:

@@ -197,9 +197,12 @@ class Registrar:
         """
         return self._activator.begin_start(tenant, agent_id)
 
-    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
-        """Record that a starting generation answers at `address`; raises StaleGenerationError, IllegalTransitionError."""
-        return self._activator.mark_live(tenant, agent_id, generation, address)
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
+        """Record that a starting generation answers at `address`, and on which node it writes its journal.
+
+        An empty `node` is the governor's own. Raises StaleGenerationError, IllegalTransitionError.
+        """
+        return self._activator.mark_live(tenant, agent_id, generation, address, node)
 
     def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
         """Record that a live generation takes no new calls; raises StaleGenerationError, IllegalTransitionError."""
