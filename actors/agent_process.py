@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,10 +37,15 @@ class AgentProcess:
     resources: Resources
     # What is enforced on it; None until it said so.
     enforcement: dict[str, Any] | None = None
+    # Where it is; empty for the node that `up` started.
+    node: str = ""
 
     @classmethod
-    async def start(cls, order: StartOrder, agent_key: bytes) -> Self:
-        """Create the actor and wait until it answers; raises what Ray raises or TimeoutError, and then nothing is left of it."""
+    async def start(cls, order: StartOrder, agent_key: bytes, where: Mapping[str, str]) -> Self:
+        """Create the actor on a node that Ray's selector `where` holds for, and wait until it answers.
+
+        Raises what Ray raises or TimeoutError, and then nothing is left of it.
+        """
         resources = order.record.spec.resources
         handle = create(
             AgentActor,
@@ -49,6 +55,7 @@ class AgentProcess:
             memory_bytes=resources.memory_bytes,
             restarts=False,  # only governance revives
             concurrency=16,
+            labels=where,
             get_if_exists=False,
         )
         try:
@@ -56,7 +63,7 @@ class AgentProcess:
         except BaseException:
             kill(handle)
             raise
-        return cls(handle, status["host"], status["port"], order.generation, resources)
+        return cls(handle, status["host"], status["port"], order.generation, resources, node=status["node"])
 
     @classmethod
     def find(cls, key: Key, generation: int, resources: Resources) -> Self:
@@ -69,6 +76,7 @@ class AgentProcess:
         if status is None or status["state"] != "live":
             return False
         self.host, self.port, self.enforcement = status["host"], status["port"], status["enforcement"]
+        self.node = status.get("node", "")
         return True
 
     async def status(self) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from ray.exceptions import RayError
 
 from actors.agent_process import PREFIX, AgentProcess, Key, actor_name, kill_by_name
+from actors.nodes import KnownNodes, nodes_of_ray
 from actors.ray_actors import names
 from actors.room import Room, account_of_ray
 from actors.start_order import StartOrder
@@ -101,6 +102,7 @@ class AgentProcesses:
         self.pool = WarmPool(settings.warm_pool, metrics)
         self._queue = WakeQueue(at_once=settings.wakes_at_once, waiting=WAITING_WAKES)
         self._room = Room()
+        self.nodes = KnownNodes()
         self.live: dict[Key, AgentProcess] = {}
         self._starting: dict[Key, asyncio.Task[AgentProcess]] = {}
         # One step of an agent's life at a time; a lock lives as long as somebody holds it or waits for it.
@@ -139,14 +141,22 @@ class AgentProcesses:
         if (live := self.live.get(key)) is not None and self._drop(key, live):
             await self._passivate(key, live)
 
-    async def end_all(self) -> int:
-        """Drain every process, for a stop of the node; returns how many there were."""
-        ending = [(key, live) for key, live in list(self.live.items()) if self._drop(key, live)]
+    async def end_on(self, node: str) -> int:
+        """Drain every process on `node`, which takes no new ones any more; returns how many there were."""
+        # A start from before the cordon may still arrive there.
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        return await self.end_all("" if node == self.nodes.home else node)
+
+    async def end_all(self, node: str | None = None) -> int:
+        """Drain every process, or those on one `node`, for a stop of it; returns how many there were."""
+        chosen = [(key, live) for key, live in self.live.items() if node is None or live.node == node]
+        ending = [(key, live) for key, live in chosen if self._drop(key, live)]
         await asyncio.gather(*(self._passivate(key, live) for key, live in ending), return_exceptions=True)
         return len(ending)
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
+        self.nodes.cordoned = await self._run(self._registrar.cordons.all)
         rows = await self._run(self._registrar.live_rows)
         wanted = {actor_name((r.tenant, r.agent_id), r.generation): r for r in rows}
         running = await self._run(partial(names, PREFIX))
@@ -186,12 +196,13 @@ class AgentProcesses:
             resources = record.spec.resources
             order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:
+                self.nodes.require(record.spec)
                 await self._take_room(agent, resources)
             except UnavailableError:
                 await self._gone(key, generation, "start_failed")
                 raise
             try:
-                live = await AgentProcess.start(order, self._agent_key(key, generation))
+                live = await AgentProcess.start(order, self._agent_key(key, generation), self.nodes.selector(record.spec))
             except (Exception, asyncio.CancelledError) as e:
                 self._room.give(resources)
                 await self._gone(key, generation, "start_failed")
@@ -262,6 +273,7 @@ class AgentProcesses:
         while True:
             with contextlib.suppress(RayError, OSError):
                 self._room.learn(await self._run(account_of_ray))
+                self.nodes.learn(await self._run(nodes_of_ray))
             await asyncio.sleep(ACCOUNT_INTERVAL_S)
 
     def _lock(self, key: Key) -> asyncio.Lock:
@@ -276,7 +288,9 @@ class AgentProcesses:
         tenant, agent = TenantId(key[0]), AgentId(key[1])
         try:
             async with self._lock(key):
-                await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
+                await self._run(
+                    partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}", live.node)
+                )
             if status := await live.status():
                 live.enforcement = status["enforcement"]
         except SovereignError as e:

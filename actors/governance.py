@@ -10,18 +10,24 @@ import asyncio
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
+from ray.exceptions import RayError
+
 from actors.agent_processes import AgentProcesses
-from actors.ray_actors import Handle, create
+from actors.nodes import nodes_of_ray, to_public
+from actors.ray_actors import Handle, create, find
+from actors.shipper import shipper_name
 from cluster.admission.registrar import Registrar
+from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.agents.sandbox import SandboxWeakWarning
-from cluster.errors import SovereignError
+from cluster.errors import NotFoundError, SovereignError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.settings import Settings
@@ -34,6 +40,7 @@ T = TypeVar("T")
 NAME = "governance"
 # Threads of each kind that run decisions and transactions; each keeps a policy engine of its own.
 THREADS = 8
+FLUSH_TIMEOUT_S = 20.0
 
 
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[bytes]]:
@@ -151,6 +158,62 @@ class GovernanceActor:
             "policy": self._registrar.policy_status(),
             "warm_pool": self._processes.pool.size,
         }
+
+    @_answered
+    async def cluster_settings(self) -> str:
+        """Return the settings of the cluster as JSON, for a node that joins it."""
+        return self._settings.to_json()
+
+    @_answered
+    async def nodes(self) -> dict[str, Any]:
+        """Return every node, the head first, with its state and the number of agents on it."""
+        await self._prepared()
+        known = self._processes.nodes
+        known.learn(await self._run(nodes_of_ray))
+        agents = Counter(live.node or known.home for live in self._processes.live.values())
+        return {"nodes": [to_public(node, node.name in known.cordoned, agents[node.name]) for node in known.all]}
+
+    @_answered
+    async def drain_node(self, name: str, actor: str) -> dict[str, Any]:
+        """Place nothing new on a node, end the agents that it has, and ship what they wrote; they wake elsewhere when called."""
+        await self._prepared()
+        node = await self._node(name)
+        known = self._processes.nodes
+        await self._run(partial(self._registrar.cordons.put, name, actor))
+        known.cordoned |= {name}
+        ended = await self._processes.end_on(name)
+        log.info("node %s takes no agents any more; %d were ended", name, ended)
+        return {"node": name, "ended": ended, "shipped": node.alive and await self._flush(node.ray_id)}
+
+    @_answered
+    async def resume_node(self, name: str, actor: str) -> dict[str, Any]:
+        """Let a node take agents again."""
+        await self._prepared()
+        known = self._processes.nodes
+        if name not in known.cordoned:
+            await self._node(name)
+        else:
+            await self._run(partial(self._registrar.cordons.lift, name, actor))
+            known.cordoned -= {name}
+        return {"node": name}
+
+    async def _node(self, name: str) -> Node:
+        known = self._processes.nodes
+        known.learn(await self._run(nodes_of_ray))
+        for node in known.all:
+            if node.name == name:
+                return node
+        raise NotFoundError(f"There is no node {name[:80]!r}.", hint="`sovereign nodes list` shows which there are.")
+
+    async def _flush(self, ray_id: str) -> bool:
+        """Ship what the node's journals hold by now; returns whether all of it is in the lake."""
+        try:
+            shipper = await self._run(partial(find, shipper_name(ray_id)))
+            report = json.loads(await asyncio.wait_for(shipper.flush.remote(), FLUSH_TIMEOUT_S))
+        except (RayError, ValueError, TimeoutError) as e:
+            log.warning("what the node wrote is not shipped yet: %s", e)
+            return False
+        return not report["store_error"] and not report["backlog_bytes"]
 
     @_answered
     async def drain_all(self) -> dict[str, Any]:

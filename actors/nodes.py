@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import ray
 
 from actors.ray_actors import HEAD_RESOURCE
-from cluster.agents.placement import NODE_LABEL, Node
-from cluster.agents.spec import Resources
+from cluster.agents.placement import NODE_LABEL, Node, require_node, selector
+from cluster.agents.quantity import format_cpu, format_memory
+from cluster.agents.spec import AgentSpec, Resources
 
 # Labels under this prefix are Ray's own.
 _RAYS_LABELS: Final = "ray.io/"
@@ -34,3 +36,49 @@ def nodes_of_ray() -> list[Node]:
             labels=labels,
         )
     return sorted(found.values(), key=lambda node: (not node.head, node.name))
+
+
+class KnownNodes:
+    """What governance knows of the nodes: as Ray last said, and which of them take no agents. For one event loop."""
+
+    def __init__(self) -> None:
+        # Empty before the first look: then nothing is refused for want of a node.
+        self._nodes: list[Node] = []
+        self.cordoned: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> list[Node]:
+        """Every node that is or was there, the head first."""
+        return list(self._nodes)
+
+    @property
+    def home(self) -> str:
+        """The name of the node that `up` started; empty before the first look."""
+        return next((node.name for node in self._nodes if node.head), "")
+
+    def learn(self, nodes: Collection[Node]) -> None:
+        """Believe what Ray says."""
+        self._nodes = list(nodes)
+
+    def require(self, spec: AgentSpec) -> None:
+        """Return when some node could hold the agent, were it empty; raises NoNodeError."""
+        if self._nodes:
+            require_node(spec.resources, dict(spec.node_labels), self._nodes, self.cordoned)
+
+    def selector(self, spec: AgentSpec) -> dict[str, str]:
+        """Return Ray's label selector of the agent; empty when it may be anywhere."""
+        return selector(dict(spec.node_labels), self.cordoned)
+
+
+def to_public(node: Node, cordoned: bool, agents: int) -> dict[str, Any]:
+    """Return a node as operators see it; `agents` live on it."""
+    return {
+        "name": node.name,
+        "state": "gone" if not node.alive else "drained" if cordoned else "ready",
+        "head": node.head,
+        "address": node.address,
+        "agents": agents,
+        "cpu": format_cpu(node.total.cpu_milli),
+        "memory": format_memory(node.total.memory_bytes >> 20 << 20),
+        "labels": dict(node.labels),
+    }

@@ -211,7 +211,7 @@ class _Supervisor:
             if head.poll() is not None:
                 self._progress(f"Ray ended by itself with code {head.returncode}; see {self._settings.log_dir / 'ray.log'}")
                 return 1
-            _reap_orphans(head.pid)
+            reap_orphans(head.pid)
             time.sleep(0.2)
         return 0
 
@@ -335,7 +335,7 @@ def _make_folders(settings: Settings) -> None:
     write_secret(settings.secret_dir / "master-key", secrets.token_hex(32))
 
 
-def _reap_orphans(head_pid: int) -> None:
+def reap_orphans(head_pid: int) -> None:
     """Collect children that came to us when their own parent died; the head's own code is read by its Popen."""
     for child in psutil.Process().children():
         if child.pid != head_pid:

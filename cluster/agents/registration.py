@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from cluster.admission.strict_json import parse_strict_json
+from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, NODE_LABEL, VALUE_PATTERN
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, AgentSpec, Resources, SpecDefaults
 from cluster.errors import FieldError, InvalidRequestError
@@ -39,6 +40,12 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _not_the_platforms(name: str) -> str:
+    if name == NODE_LABEL:
+        raise ValueError("is the platform's own label; ask for a label that the operator gave")
+    return name
+
+
 # Strictly text or a whole number; the words about units come from the parser of quantities.
 _Quantity = {"type": ["string", "integer"], "pattern": QUANTITY_PATTERN, "minimum": 1}
 _Cpu = Annotated[int, BeforeValidator(parse_cpu), WithJsonSchema(_Quantity | {"examples": ["500m", "2"]})]
@@ -51,6 +58,8 @@ _ModelName = Annotated[
 ]
 _LabelName = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_.-]{0,62}$")]
 _LabelValue = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
+_NodeLabelName = Annotated[str, StringConstraints(strict=True, pattern=f"^{NAME_PATTERN}$"), AfterValidator(_not_the_platforms)]
+_NodeLabelValue = Annotated[str, StringConstraints(strict=True, pattern=f"^{VALUE_PATTERN}$")]
 _Instructions = Annotated[str, StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS), AfterValidator(_without_nul)]
 
 
@@ -88,6 +97,8 @@ class RegistrationRequest(_Body):
     # The system prompt.
     instructions: _Instructions = ""
     labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32)
+    # What a node must be labelled for the agent to be there.
+    node_labels: dict[_NodeLabelName, _NodeLabelValue] = Field(default_factory=dict, max_length=MAX_NODE_LABELS)
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS)
 
     def to_spec(self, defaults: SpecDefaults) -> AgentSpec:
@@ -109,6 +120,7 @@ class RegistrationRequest(_Body):
             max_iterations=policy.max_iterations or defaults.max_iterations,
             replicas=self.replicas,
             labels=tuple(sorted(self.labels.items())),
+            node_labels=tuple(sorted(self.node_labels.items())),
         )
 
     def fingerprint(self) -> str:

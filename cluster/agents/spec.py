@@ -65,6 +65,8 @@ class AgentSpec:
     max_iterations: int
     replicas: int
     labels: tuple[tuple[str, str], ...] = ()
+    # Labels that a node must have for a process of the agent to be there.
+    node_labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def reserved(self) -> Resources:
@@ -88,6 +90,8 @@ class AgentSpec:
             "max_iterations": self.max_iterations,
             "replicas": self.replicas,
             "labels": dict(self.labels),
+            # Only when asked for, so that the digests of specs from before there were nodes stay as they are.
+            **({"node_labels": dict(self.node_labels)} if self.node_labels else {}),
         }
 
     @classmethod
@@ -109,6 +113,7 @@ class AgentSpec:
                 max_iterations=value["max_iterations"],
                 replicas=value["replicas"],
                 labels=tuple(sorted(value["labels"].items())),
+                node_labels=tuple(sorted(value.get("node_labels", {}).items())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise IntegrityError(f"A stored agent spec can't be read: {e!r}.") from None
