@@ -202,7 +202,8 @@ class AgentProcesses:
                 await self._gone(key, generation, "start_failed")
                 raise
             try:
-                live = await AgentProcess.start(order, self._agent_key(key, generation), self.nodes.selector(record.spec))
+                where = self.nodes.selector(record.spec)
+                live = await self._while_there_is_room(AgentProcess.start(order, self._agent_key(key, generation), where))
             except (Exception, asyncio.CancelledError) as e:
                 self._room.give(resources)
                 await self._gone(key, generation, "start_failed")
@@ -245,6 +246,22 @@ class AgentProcesses:
                     retry_after_s=1,
                 )
         self._room.take(wanted)
+
+    async def _while_there_is_room(self, start: Coroutine[Any, Any, T]) -> T:
+        """Return what `start` returns; give it up when a node is lost meanwhile and agents hold more than is left.
+
+        Ray would wait for a place that does not come. Raises UnavailableError then.
+        """
+        starting = asyncio.ensure_future(start)
+        try:
+            while not (await asyncio.wait({starting}, timeout=ACCOUNT_INTERVAL_S))[0]:
+                if not self._room.fits(Resources(0, 0)):
+                    raise UnavailableError(
+                        "A node was lost, and the others are full.", hint="Retry in a moment.", retry_after_s=1
+                    )
+            return await starting
+        finally:
+            starting.cancel()
 
     async def _idle(self) -> list[tuple[Key, AgentProcess]]:
         """Return the agents without a call, those that have been so for longest first."""

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import IO, Any
@@ -28,6 +28,7 @@ from actors.listeners import assert_private, is_loopback
 from actors.ray_environment import Ports, ray_environment, worker_command
 from actors.topology import PR_SET_CHILD_SUBREAPER, ClusterState, Progress, end_marked, marked, read_state, reap_orphans
 from cluster.agents.cgroup import remove_cgroups
+from cluster.agents.placement import parse_node_labels
 from cluster.errors import ConfigurationError, ConflictError, SovereignError, UnavailableError
 from cluster.settings import PROJECT_ROOT, Settings
 
@@ -70,6 +71,12 @@ def read_node_state(settings: Settings) -> NodeState | None:
         ) from None
 
 
+def node_states(settings: Settings) -> list[NodeState]:
+    """Return what was last written of each node that joined under this home, in order of their names."""
+    names = sorted(path.parent.name for path in settings.nodes_dir.glob("*/node.json"))
+    return [state for name in names if (state := read_node_state(settings.of_node(name))) is not None]
+
+
 def cluster_to_join(settings: Settings, address: str) -> ClusterState:
     """Return the cluster of this home; raises UnavailableError when none runs, ConfigurationError when it is not at `address`."""
     cluster = read_state(settings)
@@ -83,10 +90,12 @@ def cluster_to_join(settings: Settings, address: str) -> ClusterState:
     return cluster
 
 
-def run(settings: Settings, address: str, *, on_progress: Progress, on_ready: Callable[[NodeState], None]) -> int:
-    """Join as the node `settings.node`, stay until SIGTERM or SIGINT, end everything that was started; return the exit code.
+def run(
+    settings: Settings, names: Iterable[str], address: str, *, on_progress: Progress, on_ready: Callable[[NodeState], None]
+) -> int:
+    """Join under the first of `names` that runs nowhere yet, stay until SIGTERM or SIGINT, end everything; return the exit code.
 
-    Raises ConfigurationError when the settings do not allow it, ConflictError when a node of that name runs already,
+    Raises ConfigurationError when the settings do not allow it, ConflictError when nodes of all these names run already,
     UnavailableError when there is no cluster or a part did not come up. After a raise nothing is left running.
     """
     if not is_loopback(settings.host) and not settings.expose:
@@ -94,9 +103,19 @@ def run(settings: Settings, address: str, *, on_progress: Progress, on_ready: Ca
             f"SOVEREIGN_HOST is {settings.host}, which other machines can reach.",
             hint="Set SOVEREIGN_EXPOSE=true if that is meant; TLS and a firewall are then yours to provide.",
         )
+    parse_node_labels(settings.node_labels)
     cluster = cluster_to_join(settings, address)
-    with _only_one(settings):
-        return _Supervisor(settings, cluster, on_progress).run(on_ready)
+    taken: list[str] = []
+    for name in names:
+        mine = settings.of_node(name)
+        with _only_one(mine) as owned:
+            if owned:
+                return _Supervisor(mine, cluster, on_progress).run(on_ready)
+        taken.append(name)
+    raise ConflictError(
+        f"Nodes of these names run already under {settings.home}: {', '.join(taken)}.",
+        hint="Give this one another name with --name, or end one with `sovereign leave`.",
+    )
 
 
 def leave(settings: Settings, *, timeout_s: float = 90.0, on_progress: Progress = lambda _: None) -> bool:
@@ -236,21 +255,19 @@ class _StoppedError(Exception):
 
 
 @contextlib.contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold this node's lock, or raise ConflictError."""
+def _only_one(settings: Settings) -> Iterator[bool]:
+    """Hold this node's lock; yields False when another holds it."""
     settings.node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (settings.node_dir / "join.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConflictError(
-                f"A node named {settings.node} runs already under {settings.home}.",
-                hint="Give this one another name with --name, or end that one with `sovereign leave`.",
-            ) from None
+            yield False
+            return
         if (earlier := read_node_state(settings)) is not None:
             end_marked(earlier.cluster_id, settings.node)  # a supervisor that was killed could not clean up
             _forget(settings)
-        yield
+        yield True
 
 
 def _make_folders(settings: Settings) -> None:

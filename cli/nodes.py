@@ -18,7 +18,7 @@ import typer
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT, table
 from cli.up import POLL_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, Detach, why_it_ended
-from cluster.errors import FieldError, InvalidRequestError, UnavailableError
+from cluster.errors import UnavailableError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,8 @@ app = typer.Typer(help="List, drain and resume the nodes of the cluster.", no_ar
 
 # Draining waits for calls under way.
 DRAIN_TIMEOUT_S = 120.0
+# Nodes on one machine that need no name to be given.
+MAX_NODES_HERE = 16
 
 Name = Annotated[str | None, typer.Option("--name", help="The node's name [default: this machine's].", show_default=False)]
 NodeName = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.", show_default=False)]
@@ -55,13 +57,14 @@ def join(
     as_json: Json = False,
 ) -> None:
     """Join the running cluster of a home as one more node, which agents may be placed on."""
-    settings = _node_settings(home, name, num_cpus=num_cpus, node_labels=",".join(label) if label else None)
+    settings = settings_of(home, num_cpus=num_cpus, node_labels=",".join(label) if label else None)
+    names = [_named(name)] if name else _names_of_this_machine()
     if detach:
-        _join_detached(settings, address)
+        _join_detached(settings, name, address)
         return
     from actors import joined_node
 
-    code = joined_node.run(settings, address, on_progress=OUTPUT.note, on_ready=_announce)
+    code = joined_node.run(settings, names, address, on_progress=OUTPUT.note, on_ready=_announce)
     raise typer.Exit(code)
 
 
@@ -69,7 +72,7 @@ def leave(name: Name = None, home: Home = None, as_json: Json = False) -> None:
     """Drain a node that joined from this machine and end what `join` started, and nothing else."""
     from actors import joined_node
 
-    settings = _node_settings(home, name)
+    settings = settings_of(home).of_node(_named(name) if name else _names_of_this_machine()[0])
     with OUTPUT.progress("leaving") as progress:
         stopped = joined_node.leave(settings, on_progress=progress)
     words = f"{settings.node} has left." if stopped else f"No node {settings.node} was running."
@@ -108,25 +111,26 @@ def _ask(settings: Settings, method: str, *arguments: str) -> Any:
     return asyncio.run(Governance().call(method, *arguments, timeout_s=DRAIN_TIMEOUT_S))
 
 
-def _node_settings(home: Path | None, name: str | None, **more: object) -> Settings:
+def _named(name: str) -> str:
     from cluster.identity.ids import Identifier
 
-    # A machine's name keeps the node's name the same after each restart.
-    chosen = name or re.sub(r"[^a-z0-9]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-") or "node"
-    try:
-        return settings_of(home, **more).of_node(str(Identifier(chosen)))
-    except ValueError as e:
-        raise InvalidRequestError("A node can't have this name.", errors=[FieldError("--name", str(e))]) from None
+    return str(Identifier.parse(name, "--name"))
 
 
-def _join_detached(settings: Settings, address: str) -> None:
+def _names_of_this_machine() -> list[str]:
+    """Return the names that a node here may have: the machine's, which is the same after each restart, then numbered ones."""
+    name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().partition(".")[0].lower())[:50].strip("-") or "node"
+    return [name, *(f"{name}-{number}" for number in range(2, MAX_NODES_HERE + 1))]
+
+
+def _join_detached(settings: Settings, name: str | None, address: str) -> None:
     from actors import joined_node
 
     joined_node.cluster_to_join(settings, address)  # before anything is written
-    log = settings.log_dir / f"join-{settings.node}.log"
+    log = settings.log_dir / "join.log"
     # -P: a folder named `cli` where the operator happens to stand is not ours.
     command = [sys.executable, "-P", "-m", "cli.main", "join", "--foreground", "--json", "--home", str(settings.home)]
-    command += ["--name", settings.node, "--num-cpus", str(settings.num_cpus)]
+    command += ["--num-cpus", str(settings.num_cpus)] + (["--name", name] if name else [])
     command += [part for label in settings.node_labels.split(",") if label for part in ("--label", label)]
     with log.open("ab") as stream:
         begin = stream.tell()
@@ -158,9 +162,9 @@ def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, 
             ended = child.poll()
             if ended is not None:
                 raise why_it_ended(log, begin, ended)
-            state = joined_node.read_node_state(settings)
-            if state is not None and state.pid == child.pid and state.status == "ready":
-                return state
+            for state in joined_node.node_states(settings):
+                if state.pid == child.pid and state.status == "ready":
+                    return state
             time.sleep(POLL_S)
     raise UnavailableError(f"The node was not ready within {READY_TIMEOUT_S:.0f} s.", hint=f"The whole log is in {log}.")
 
