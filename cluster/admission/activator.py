@@ -129,9 +129,7 @@ class Activator:
             return record.leaving(AgentEvent.REMOVE), self._registry.ops_to_delete(row)
         return after, self._registry.ops_to_change(row, after)
 
-    def _step(
-        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str = ""
-    ) -> AgentRecord:
+    def _step(self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str = "") -> AgentRecord:
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id, generation)
             return self._registry.change(row, row.record.after(event, generation, address=address))
@@ -159,6 +157,7 @@ class Activator:
         outcome: AuditOutcome,
         decision: Decision | None,
         generation: int,
+        *,
         reason: str = "",
     ) -> None:
         self._journal.write(

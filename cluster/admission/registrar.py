@@ -192,8 +192,8 @@ class Registrar:
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
 
-        The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction. Raises NotFoundError, AdmissionDeniedError,
-        IllegalTransitionError when it is not passive.
+        The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
+        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it is not passive.
         """
         return self._activator.begin_start(tenant, agent_id)
 
@@ -208,8 +208,8 @@ class Registrar:
     def mark_passive(self, tenant: TenantId, agent_id: AgentId, generation: int, reason: str) -> AgentRecord:
         """Record that a generation has no process any more (`reason`: start_failed, drained, lost).
 
-        A revoked agent's row goes with its last one, and its quota comes back. Doing it twice changes nothing. Raises NotFoundError,
-        StaleGenerationError when a later generation has begun.
+        A revoked agent's row goes with its last one, and its quota comes back. Doing it twice changes nothing. Raises
+        NotFoundError, StaleGenerationError when a later generation has begun.
         """
         return self._activator.mark_passive(tenant, agent_id, generation, reason)
 
