@@ -33,6 +33,8 @@ class AgentActor:
         self._leavings: Leavings | None = None
         # Of the last governor that watches; those of dead ones would hold places of this actor for ever.
         self._watched = asyncio.Event()
+        # Before there is an agent, because what is set aside is never freed.
+        settle(collect=False)
         # On a thread, so that it goes on while Ray tells everybody that this actor is there.
         thread = ThreadPoolExecutor(1, thread_name_prefix="start")
         self._built = thread.submit(LiveAgent, StartOrder.from_bytes(order))
@@ -172,7 +174,6 @@ class LiveAgent:
             on_refusal=self._books.refused_call,
         )
         self._port = await self._server.start(settings.host)
-        settle(collect=False)
 
     @property
     def calls(self) -> int:

@@ -36,10 +36,9 @@ class Leavings:
     def few(self) -> bool:
         """Free what nobody needs, and return whether what is left takes little of the memory that the next agent declares.
 
-        Takes some ten milliseconds: nothing of an agent that is gone may stay, and what was set aside is looked at too.
+        Quick, because agents come after what was set aside.
         """
-        gc.unfreeze()
-        settle(collect=True)
+        gc.collect()
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
         return held_bytes() - self._before <= self._bound
