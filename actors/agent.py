@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from actors.agent_books import AgentBooks
@@ -37,12 +37,15 @@ class AgentActor:
         settle(collect=False)
         # On a thread, so that it goes on while Ray tells everybody that this actor is there.
         thread = ThreadPoolExecutor(1, thread_name_prefix="start")
-        self._built = thread.submit(LiveAgent, StartOrder.from_bytes(order))
+        self._built: Future[LiveAgent] | None = thread.submit(LiveAgent, StartOrder.from_bytes(order))
         thread.shutdown(wait=False)
 
     async def start(self, agent_key: bytes) -> bytes:
         """Answer calls whose grants are made with `agent_key`; returns JSON `{"host", "port"}`."""
+        if self._built is None:
+            raise IllegalTransitionError("This process has been started before.")
         agent = await asyncio.wrap_future(self._built)
+        self._built = None  # or the agent would stay here when the process is another one's
         await agent.listen(agent_key)
         self._agent, self._leavings = agent, Leavings(agent.declared_bytes)
         return json.dumps(agent.address()).encode()
