@@ -38,6 +38,8 @@ class AgentBooks:
         self.cpu = CpuAccountant()
         # Calls that were admitted and are not settled.
         self.running = 0
+        # Calls that were settled.
+        self.ended = 0
         # A fresh agent was started for a call that is on its way, so it is not idle yet.
         self._quiet_since_us = clock.monotonic_us() + FIRST_CALL_US
 
@@ -53,6 +55,7 @@ class AgentBooks:
     def left(self) -> None:
         """Note that a call was settled."""
         self.running -= 1
+        self.ended += 1
         self._quiet_since_us = self.clock.monotonic_us()
 
     def refused_call(self, reason: str) -> None:

@@ -144,8 +144,8 @@ class GovernanceActor:
         sandbox = await self._run(partial(describe_sandbox, self._settings.sandbox))
         return {
             "live": [
-                {"tenant": t, "agent_id": a, "generation": x.generation, "enforcement": x.enforcement}
-                for (t, a), x in sorted(self._processes.live.items())
+                {"tenant": x.key[0], "agent_id": x.key[1], "generation": x.generation, "enforcement": x.enforcement}
+                for x in sorted(self._processes.live, key=lambda x: (x.key, x.generation))
             ],
             "sandbox": sandbox,
             "policy": self._registrar.policy_status(),
@@ -174,8 +174,8 @@ class GovernanceActor:
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
-        live = self._processes.live.get((str(tenant), str(record.spec.agent_id)))
-        return record.to_public() | {"enforcement": live.enforcement if live else None}
+        live = self._processes.live.of((str(tenant), str(record.spec.agent_id)))
+        return record.to_public() | {"enforcement": live[-1].enforcement if live else None}
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)

@@ -159,7 +159,7 @@ def _holder(cluster: RunningCluster, agent: str) -> int | None:
 
 
 def test_a_killed_agents_name_never_leads_to_a_stale_process(hurt: RunningCluster) -> None:
-    """After a kill the agent answers from a new generation, and its rows say so (control: actors/agent_process.py actor_name)."""
+    """After a kill it answers from a new generation, and its rows say so (control: cluster/agents/life.py mint_process)."""
     hurt.register("renamed", model="scripted:ok")
     assert hurt.ask("renamed").status_code == 200
     for _ in range(soak(2, 20)):
