@@ -270,6 +270,7 @@ def test_a_process_has_one_set_of_metrics(tmp_path: Path) -> None:
     first = Metrics.of_process(tmp_path, "agent")
     assert Metrics.of_process(tmp_path, "agent") is first
     assert Metrics.of_process(tmp_path, "tool") is not first
+    first.flush()
     assert page(tmp_path)["sovereign_processes{component=agent}"] == 1
 
 
