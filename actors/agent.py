@@ -11,20 +11,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from actors.agent_books import AgentBooks, CallBooks, outcome_of
-from actors.channel import ChannelServer, IncomingCall
+from actors.agent_books import AgentBooks
+from actors.call_handler import CallHandler
+from actors.channel import ChannelServer
 from actors.heap import settle
 from actors.start_order import StartOrder
-from actors.wire import CallAnswer, CallOrder
 from cluster.clock import SystemClock
 from cluster.identity.grants import GrantVerifier
-from cluster.journal.usage_event import Outcome
 from cluster.journal.writer import JournalWriter
-from cluster.telemetry.ecs_log import bind, configure_logging
+from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
-
-# What a slow reader may leave unsent before the model has to wait for it.
-UNSENT_BYTES = 16 << 10
 
 
 class AgentActor:
@@ -117,7 +113,7 @@ class LiveAgent:
         """Take calls whose grants are made with `agent_key`."""
         order, settings = self._order, self._order.settings
         self._server = ChannelServer(
-            self._answer,
+            CallHandler(self._books, self._brain),
             verifier=GrantVerifier(
                 agent_key, tenant=order.tenant, agent=self._agent_id, generation=order.generation, clock=self._books.clock
             ),
@@ -164,71 +160,3 @@ class LiveAgent:
         await self._brain.close()
         self._enforcement.close()
         self._books.close()
-
-    async def _answer(self, incoming: IncomingCall) -> bytes:
-        order = CallOrder.from_bytes(incoming.payload)
-        entry = CallBooks(self._books, order)
-        entry.admit()
-        with bind(request_id=order.request_id, tenant=self._order.tenant, agent=self._agent_id, trace_id=order.trace_id):
-            try:
-                text = await self._think(entry, incoming)
-            except BaseException as error:
-                entry.settle(outcome_of(error, past_deadline=entry.elapsed_us >= incoming.deadline_s * 1_000_000))
-                raise
-        usage = entry.settle(Outcome.OK)
-        return CallAnswer(text, entry.meter.finish_reason, entry.meter.model, usage).to_bytes()
-
-    async def _think(self, entry: CallBooks, incoming: IncomingCall) -> str:
-        if not incoming.stream:
-            return await self._brain.run(entry.call, entry.meter)
-        async with _ChunkPump(incoming) as pump:
-            async for piece in self._brain.stream(entry.call, entry.meter):
-                await pump.put(piece)
-        return ""
-
-
-class _ChunkPump:
-    """Sends a stream's text while the model goes on: what comes in during one send leaves together in the next."""
-
-    def __init__(self, incoming: IncomingCall) -> None:
-        self._incoming = incoming
-        self._held = bytearray()
-        self._wake = asyncio.Event()
-        self._sent = asyncio.Event()
-        self._closing = False
-        self._task = asyncio.ensure_future(self._pump())
-
-    async def put(self, text: str) -> None:
-        """Add text; waits while more than UNSENT_BYTES are unsent; raises what sending raised."""
-        self._held += text.encode()
-        self._wake.set()
-        while len(self._held) > UNSENT_BYTES and not self._task.done():
-            self._sent.clear()
-            await self._sent.wait()
-        if self._task.done():
-            await self._task
-
-    async def _pump(self) -> None:
-        try:
-            while not (self._closing and not self._held):
-                await self._wake.wait()
-                self._wake.clear()
-                if self._held:
-                    piece = bytes(self._held)
-                    self._held.clear()
-                    await self._incoming.send_chunk(piece)
-                    self._sent.set()
-        finally:
-            self._sent.set()
-
-    async def __aenter__(self) -> _ChunkPump:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self._closing = True
-        self._wake.set()
-        if kind is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        else:
-            await self._task

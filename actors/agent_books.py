@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from actors.channel.incoming_call import Why
 from actors.start_order import StartOrder
 from actors.wire import CallOrder, Usage
 from cluster.agents.call import Call, CallMeter
@@ -27,6 +30,11 @@ log = logging.getLogger(__name__)
 
 # Between tries to write what the disk did not take.
 PAY_INTERVAL_S = 1.0
+# How long the call that woke an agent may take to reach it.
+FIRST_CALL_US = 5_000_000
+# A call under which the process closes is as lost as one under which it dies.
+_STOPPED: dict[Why, Outcome] = {"deadline": Outcome.DEADLINE, "closing": Outcome.LOST}
+_LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large")
 
 
 class AgentBooks:
@@ -44,12 +52,15 @@ class AgentBooks:
         self.cpu = CpuAccountant()
         # Calls that were admitted and are not settled.
         self.running = 0
-        self._quiet_since_us = clock.monotonic_us()
+        # A fresh agent was started for a call that is on its way, so it is not idle yet.
+        self._quiet_since_us = clock.monotonic_us() + FIRST_CALL_US
 
     @property
     def idle_s(self) -> float:
         """Seconds since the last call ended; 0 while one runs, or while its last fact is not written."""
-        return 0.0 if self.running or self._owed else (self.clock.monotonic_us() - self._quiet_since_us) / 1e6
+        if self.running or self._owed:
+            return 0.0
+        return max(0.0, (self.clock.monotonic_us() - self._quiet_since_us) / 1e6)
 
     def admit(self, fact: Fact) -> None:
         """Write that a call was admitted; raises JournalFullError or StorageError, and then there is no call."""
@@ -58,10 +69,10 @@ class AgentBooks:
         self._journal.append(fact)
         self.running += 1
 
-    def settle(self, fact: Fact) -> None:
-        """Write how a call ended. Raises StorageError when the disk refuses: it is written as soon as there is room."""
+    def settle(self, fact: Fact, unheard: Callable[[], Fact]) -> None:
+        """Write how a call ended. Raises StorageError when the disk refuses: then `unheard` is written when there is room."""
         try:
-            self._owed.write(fact)
+            self._owed.write(fact, unheard)
         except StorageError:
             self._pay_later()
             raise
@@ -133,7 +144,7 @@ class AgentBooks:
 class CallBooks:
     """The books of one call: opened with one fact, closed with one fact."""
 
-    __slots__ = ("_books", "_event_id", "_order", "_started_mono_us", "_started_us", "call", "meter")
+    __slots__ = ("_books", "_event_id", "_order", "_started_mono_us", "_started_us", "_used", "call", "meter")
 
     def __init__(self, books: AgentBooks, order: CallOrder) -> None:
         self._books = books
@@ -141,6 +152,7 @@ class CallBooks:
         self._event_id = uuid7()
         self._started_us = books.clock.now_us()
         self._started_mono_us = books.clock.monotonic_us()
+        self._used: Usage | None = None
         self.meter = CallMeter(model=books.order.record.spec.model)
         self.call = Call(
             invocation_id=order.invocation_id,
@@ -149,11 +161,6 @@ class CallBooks:
             max_output_tokens=order.max_output_tokens,
             temperature=order.temperature,
         )
-
-    @property
-    def elapsed_us(self) -> int:
-        """Microseconds since the call arrived."""
-        return self._books.clock.monotonic_us() - self._started_mono_us
 
     def admit(self) -> None:
         """Write the first fact: from here on the call ends settled or lost, whatever happens to this process."""
@@ -174,13 +181,27 @@ class CallBooks:
         books.admit(Fact(Stream.CALL, admitted.to_body()))
         books.cpu.enter(self._event_id)
 
-    def settle(self, outcome: Outcome) -> Usage:
-        """Write the last fact, before the caller hears anything, and return what it says was used."""
-        books, order, meter = self._books, self._order, self.meter
+    def used(self) -> Usage:
+        """End the measuring of an admitted call and return what it used; the same ever after."""
+        if self._used is None:
+            books, meter = self._books, self.meter
+            self._used = Usage(
+                tokens_input_uncached=meter.tokens_input_uncached,
+                tokens_cache_read=meter.tokens_cache_read,
+                tokens_cache_write=meter.tokens_cache_write,
+                tokens_output=meter.tokens_output,
+                tokens_reasoning=meter.tokens_reasoning,
+                tool_calls=meter.tool_calls,
+                cpu_us=books.cpu.leave(self._event_id) + meter.child_cpu_us,
+                latency_us=books.clock.monotonic_us() - self._started_mono_us,
+            )
+        return self._used
+
+    def settle(self, outcome: Outcome) -> None:
+        """Write the last fact, once, before the caller hears anything. Who was cut off by the platform does not pay."""
+        books, order, meter, used = self._books, self._order, self.meter, self.used()
         books.left()
         now_us = books.clock.now_us()
-        latency_us = self.elapsed_us
-        cpu_us = books.cpu.leave(self._event_id) + meter.child_cpu_us
         resources = books.order.record.spec.resources
         event = UsageEvent(
             event_id=self._event_id,
@@ -197,45 +218,38 @@ class CallBooks:
             reservation_id=order.reservation_id or self._event_id,
             model=meter.model,
             outcome=outcome,
-            billable=outcome is Outcome.OK or meter.model_calls > 0,
-            tokens_input_uncached=meter.tokens_input_uncached,
-            tokens_cache_read=meter.tokens_cache_read,
-            tokens_cache_write=meter.tokens_cache_write,
-            tokens_output=meter.tokens_output,
-            tokens_reasoning=meter.tokens_reasoning,
-            tool_calls=meter.tool_calls,
-            cpu_us=cpu_us,
-            reserved_cpu_milli_ms=resources.cpu_milli * latency_us // 1_000,
-            mem_mib_ms=(resources.memory_bytes >> 20) * latency_us // 1_000,
-            latency_us=latency_us,
+            billable=outcome is Outcome.OK or (outcome is not Outcome.LOST and meter.model_calls > 0),
+            tokens_input_uncached=used.tokens_input_uncached,
+            tokens_cache_read=used.tokens_cache_read,
+            tokens_cache_write=used.tokens_cache_write,
+            tokens_output=used.tokens_output,
+            tokens_reasoning=used.tokens_reasoning,
+            tool_calls=used.tool_calls,
+            cpu_us=used.cpu_us,
+            reserved_cpu_milli_ms=resources.cpu_milli * used.latency_us // 1_000,
+            mem_mib_ms=(resources.memory_bytes >> 20) * used.latency_us // 1_000,
+            latency_us=used.latency_us,
             queue_us=order.queue_us,
             provider_usage_raw=json.dumps(meter.provider_usage) if meter.provider_usage else None,
         )
         before_us = books.clock.monotonic_us()
-        books.settle(Fact(Stream.USAGE, event.to_body()))
+        books.settle(Fact(Stream.USAGE, event.to_body()), lambda: Fact(Stream.USAGE, _unheard(event).to_body()))
         books.metrics.stage(Stage.JOURNAL, books.clock.monotonic_us() - before_us)
-        books.metrics.stage(Stage.AGENT_RUN, latency_us)
-        books.metrics.call(books.order.tenant, outcome.value, latency_us)
-        return Usage(
-            tokens_input_uncached=meter.tokens_input_uncached,
-            tokens_cache_read=meter.tokens_cache_read,
-            tokens_cache_write=meter.tokens_cache_write,
-            tokens_output=meter.tokens_output,
-            tokens_reasoning=meter.tokens_reasoning,
-            tool_calls=meter.tool_calls,
-            cpu_us=cpu_us,
-            latency_us=latency_us,
-        )
+        books.metrics.stage(Stage.AGENT_RUN, used.latency_us)
+        books.metrics.call(books.order.tenant, outcome.value, used.latency_us)
 
 
-def outcome_of(error: BaseException, *, past_deadline: bool) -> Outcome:
-    """Return how a call ended that ended with `error`."""
-    if isinstance(error, asyncio.CancelledError):
-        return Outcome.DEADLINE if past_deadline else Outcome.CANCELLED
+def _unheard(event: UsageEvent) -> UsageEvent:
+    """Return what to write later of a call whose end the disk does not take now: its caller gets an error, and no answer."""
+    return replace(event, outcome=Outcome.LOST, billable=False) if event.outcome is Outcome.OK else event
+
+
+def outcome_of(error: BaseException, why: Why) -> Outcome:
+    """Return how a call ended that ended with `error`; `why` is what the channel stopped it for, if it did."""
+    if isinstance(error, (asyncio.CancelledError, CancelledCallError)):
+        return _STOPPED.get(why, Outcome.CANCELLED)
     if isinstance(error, DeadlineExceededError):
         return Outcome.DEADLINE
-    if isinstance(error, CancelledCallError):
-        return Outcome.CANCELLED
-    if isinstance(error, SovereignError) and error.code in ("iteration_limit", "out_of_memory"):
+    if isinstance(error, SovereignError) and error.code in _LIMITS:
         return Outcome.LIMIT
     return Outcome.FAILED

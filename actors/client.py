@@ -4,7 +4,8 @@
     registration = await governance.register_agent(agent_id="…", capabilities=["…"])
     answer = await governance.invoke("…", "What is the capital of France?")
 
-Who holds the cluster's Ray token is an operator: the tenant is taken at their word here, and never from an HTTP client.
+In a job `connect()` finds the cluster by itself and works as whoever submitted the job, by its metadata. Who holds the
+cluster's Ray token is an operator: the tenant is taken at their word here, and never from an HTTP client.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from actors.directory import Directory, Governance
 from actors.wire import CallAnswer, CallOrder
 from cluster.identity.ids import ProjectId, TenantId, uuid7
 from cluster.identity.principal import Principal
-from cluster.identity.roles import Scope
+from cluster.jobs.job import operator
 from cluster.settings import Settings
 
 
 class GovernanceClient:
     """Registers, finds, calls and removes the agents of one tenant."""
 
-    def __init__(self, governance: Governance, principal: Principal) -> None:
+    def __init__(self, governance: Governance, principal: Principal, *, parent_invocation_id: str = "") -> None:
         self._governance = governance
         self._principal = principal
+        self._parent_invocation_id = parent_invocation_id
         self._directory = Directory(governance)
 
     async def register_agent(
@@ -106,22 +108,39 @@ class GovernanceClient:
             messages=[{"role": "user", "content": text}],
             request_id=uuid7(),
             project_id=str(self._principal.project),
+            parent_invocation_id=self._parent_invocation_id,
             thread_id=conversation_id,
         )
 
 
 async def connect(
-    *, tenant: str = "default", project: str = "default", subject: str = "operator", settings: Settings | None = None
+    *, tenant: str | None = None, project: str | None = None, subject: str | None = None, settings: Settings | None = None
 ) -> GovernanceClient:
-    """Return a client; connects this process to the cluster of `settings` unless it is connected already (as in a job).
+    """Return a client; connects this process to the cluster of `settings` unless it is connected already.
 
-    Raises UnavailableError when no cluster runs under the settings' home.
+    In a job the cluster is the one that runs it, and what is not given comes from the job's metadata; elsewhere it is
+    "default", "default" and "operator". A job that nothing measures yet is measured from here on. Raises
+    UnavailableError when no cluster runs under the settings' home, InvalidRequestError for a wrong name.
     """
     import ray
 
-    if not ray.is_initialized():
-        from actors.ray_connection import connect_to
+    from actors.job_meter import meter_this_process, running_job
 
-        connect_to(settings or Settings.load())  # blocks for a moment, once: Ray wants the main thread
-    principal = Principal(TenantId(tenant), ProjectId(project), subject, frozenset(Scope))
-    return GovernanceClient(Governance(), principal)
+    job = running_job()
+    if not ray.is_initialized():  # blocks for a moment, once: Ray wants the main thread
+        from actors.ray_connection import connect_job, connect_to
+
+        if job is None:
+            connect_to(settings or Settings.load())
+        else:
+            connect_job()
+    if job is not None and not job.run:
+        job = meter_this_process(settings or Settings.load(), job)
+    given = operator() if job is None else job.principal
+    principal = Principal(
+        TenantId.parse(tenant or given.tenant, "tenant"),
+        ProjectId.parse(project or given.project, "project"),
+        subject or given.subject,
+        given.scopes,
+    )
+    return GovernanceClient(Governance(), principal, parent_invocation_id="" if job is None else job.run)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import Any, Literal, TypeVar
 
 from actors.agent_processes import AgentProcesses
 from actors.ray_actors import Handle, create
 from cluster.admission.registrar import Registrar
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
+from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import SovereignError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
@@ -103,7 +105,8 @@ class GovernanceActor:
         """Return up to `limit` agents of the caller's tenant with ids after `after`."""
         await self._prepared()
         who = Principal.from_json(principal)
-        records = await self._run(partial(self._registrar.list, who.tenant, after, limit))
+        begin = AgentId.parse(after, "after") if after else ""
+        records = await self._run(partial(self._registrar.list, who.tenant, begin, limit))
         following = records[-1].spec.agent_id if len(records) == limit else ""
         return {"agents": [self._public(who.tenant, r) for r in records], "next": following}
 
@@ -140,13 +143,15 @@ class GovernanceActor:
 
     @_answered
     async def status(self) -> dict[str, Any]:
-        """Return live agents with what is enforced on each, and the warm pool."""
+        """Return live agents with what is enforced on each, what confines tools, and the warm pool."""
         await self._prepared()
+        sandbox = await self._run(partial(describe_sandbox, self._settings.sandbox))
         return {
             "live": [
                 {"tenant": t, "agent_id": a, "generation": x.generation, "enforcement": x.enforcement}
                 for (t, a), x in sorted(self._processes.live.items())
             ],
+            "sandbox": sandbox,
             "policy": self._registrar.policy_status(),
             "warm_pool": self._processes.pool.size,
         }
@@ -192,6 +197,16 @@ def open_gate(settings: Settings) -> JournalGate:
     from cluster import wiring
 
     return wiring.journal_gate(settings)
+
+
+@cache
+def describe_sandbox(kind: Literal["auto", "bubblewrap", "process"]) -> dict[str, Any]:
+    """Return the walls round tools on this node, whose start chose the sandbox `kind`."""
+    from cluster import wiring
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SandboxWeakWarning)  # it was said at start, and the answer says it again
+        return wiring.open_sandbox(kind, probed=kind != "auto").describe()
 
 
 def forget_conversations(settings: Settings, record: AgentRecord) -> None:

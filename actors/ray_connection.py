@@ -11,6 +11,13 @@ from cluster.errors import UnavailableError
 from cluster.settings import Settings
 
 
+def connect_job() -> None:
+    """Connect the process of a job to the cluster that runs it, which has told it where and with which token."""
+    import ray
+
+    ray.init(namespace=NAMESPACE, logging_level=logging.WARNING)
+
+
 def connect_to(settings: Settings) -> ClusterState:
     """Connect to the cluster of this home; raises UnavailableError when none is ready."""
     state = read_state(settings)

@@ -109,6 +109,8 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
     env = {k: v for k, v in base.items() if not k.startswith(("RAY_", "SOVEREIGN_", "SERVE_"))}
     env |= {
         MARKER: cluster_id,
+        # By which a job, whose command the platform did not write, finds the journals and the cluster.
+        "SOVEREIGN_HOME": str(settings.home),
         "PYTHONPATH": str(PROJECT_ROOT),
         "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', os.defpath)}",
         # What a killed process leaves in its temporary folder goes with the cluster.

@@ -6,12 +6,22 @@ refused because a listener could be reached.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 # What Ray imports in a worker with the first value that comes or goes, in tens of milliseconds.
 SERIALISER_MODULES = ("pyarrow", "pyarrow.json", "ray._private.arrow_serialization", "ray._common.pydantic_compat")
+
+# Where Ray's job server leaves a job's metadata for its command, and the job's id in it.
+JOB_CONFIG: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB_ID_KEY: Final = "job_submission_id"
+# By which Ray would rather go than by the address that it is given.
+_ADDRESSES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_NO_PROXY: Final = ("no_proxy", "NO_PROXY")
 
 
 def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
@@ -51,6 +61,37 @@ def use_token_on_loopback(token_path: Path) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     core: Any = _raylet
     core.Config.initialize("")
+
+
+def job_metadata() -> dict[str, str] | None:
+    """Return the metadata of the job that this process belongs to, its id under JOB_ID_KEY; None when it belongs to none."""
+    if JOB_CONFIG not in os.environ:
+        return None
+    metadata = json.loads(os.environ[JOB_CONFIG]).get("metadata") or {}
+    return {str(k): str(v) for k, v in metadata.items()}
+
+
+def amend_job_metadata(more: Mapping[str, str]) -> None:
+    """Add to that metadata, for this process and those that it starts from now on."""
+    config = json.loads(os.environ[JOB_CONFIG])
+    os.environ[JOB_CONFIG] = json.dumps(config | {"metadata": (config.get("metadata") or {}) | dict(more)})
+
+
+@contextlib.contextmanager
+def nothing_but_loopback(host: str) -> Iterator[None]:
+    """Keep Ray's HTTP client, while inside, to the address that it is given, and the token out of any proxy's hands."""
+    before = {name: os.environ.get(name) for name in (*_ADDRESSES, *_NO_PROXY)}
+    for name in _ADDRESSES:
+        os.environ.pop(name, None)
+    for name in _NO_PROXY:
+        os.environ[name] = host
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def bind_replica_server_to(host: str) -> None:

@@ -60,6 +60,11 @@ class ClusterState:
     version: int = 1
 
     @property
+    def metrics_url(self) -> str:
+        """Where the node's merged metrics are, in Prometheus' text format."""
+        return f"{self.http_url.rpartition(':')[0]}:{self.ports['node_metrics']}/metrics"
+
+    @property
     def alive(self) -> bool:
         """Whether the supervisor that wrote this is still the process of that id."""
         try:

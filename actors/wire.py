@@ -91,8 +91,8 @@ class CallAnswer:
     usage: Usage = field(default_factory=Usage)
 
     def to_bytes(self) -> bytes:
-        """Return the result frame's body."""
-        packed: bytes = msgpack.packb({"v": VERSION} | asdict(self))
+        """Return the result frame's body; what of its text is no Unicode (half of a surrogate pair) is "?" in it."""
+        packed: bytes = msgpack.packb({"v": VERSION} | asdict(self), unicode_errors="replace")
         return packed
 
     @classmethod

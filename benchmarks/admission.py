@@ -15,9 +15,9 @@ import gc
 import json
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster import wiring
@@ -29,20 +29,9 @@ from cluster.agents.registration import parse_registration
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
-from cluster.settings import Settings
+from cluster.settings import PROJECT_ROOT, Settings
 
-EXAMPLE = {
-    "agent_id": "strategic-planner-001",
-    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
-    "security_policy": {
-        "agent_type": "planner",
-        "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-        "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-        "network_access": ["external_apis"],
-        "data_access_level": "strategic_read_only",
-    },
-    "compliance_requirements": ["SOC2", "GDPR"],
-}
+EXAMPLE = json.loads((PROJECT_ROOT / "examples" / "strategic_planner.json").read_text())
 WHO = Principal(TenantId("default"), ProjectId("default"), "key:bench", frozenset(Scope))
 BATCH = 25
 
@@ -104,13 +93,11 @@ def registrations_per_s(registrar: Registrar, prefix: str, count: int, threads: 
             agent = {"agent_id": f"{prefix}-{number}-{i}"}
             assert registrar.register(WHO, parse_registration(body | agent)).created
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
-    start = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return count // threads * threads / (time.perf_counter() - start)
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        for done in [pool.submit(work, n) for n in range(threads)]:
+            done.result()
+        return count // threads * threads / (time.perf_counter() - start)
 
 
 def main() -> None:

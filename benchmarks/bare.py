@@ -30,7 +30,7 @@ class BareAgent:
         self._graph = create_agent(ScriptedModel(script="steps"), [])
 
     async def invoke(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
-        state = await self._graph.ainvoke({"messages": messages})
+        state = await self._graph.ainvoke({"messages": [*messages]})
         last = state["messages"][-1]
         return str(last.content), dict(last.usage_metadata or {})
 
@@ -69,5 +69,5 @@ class BareGateway:
 def start_bare_agent(name: str) -> None:
     """Create one agent as a detached named actor."""
     options = {"name": name, "namespace": "bare", "lifetime": "detached", "num_cpus": 0, "max_concurrency": 1000}
-    actor = ray.remote(BareAgent).options(**options).remote()
+    actor: Any = ray.remote(BareAgent).options(**options).remote()
     ray.get(actor.invoke.remote([{"role": "user", "content": json.dumps({"script": []})}]))

@@ -6,19 +6,18 @@ Both sides run in one cluster under the same HAProxy and flags, each with one ga
 
 from __future__ import annotations
 
-import os
+import argparse
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from benchmarks.load import Measured, wrk
 from benchmarks.running import cluster, emit, progress
 from tests.servers.cluster import RunningCluster
 
-ROUNDS = int(os.environ.get("SOVEREIGN_BENCH_ROUNDS", "5"))
-SECONDS = float(os.environ.get("SOVEREIGN_BENCH_SECONDS", "4"))
 SPREAD = 16
 TEXT = "What moved the market for small language models this quarter, and why?"
 
@@ -28,23 +27,25 @@ def body(agent_id: str, text: str = TEXT) -> dict[str, object]:
 
 
 class Sides:
-    """The two roads to compare."""
+    """The two roads to compare, over so many rounds of so many seconds."""
 
-    def __init__(self, running: RunningCluster) -> None:
+    def __init__(self, running: RunningCluster, rounds: int, seconds: float) -> None:
         self._running = running
+        self.rounds = rounds
+        self.seconds = seconds
         self._urls = {
             "governed": f"{running.state.http_url}/v1/chat/completions",
             "bare": f"{running.state.http_url}/bare/v1/chat/completions",
         }
 
-    def run(self, side: str, agents: list[str], connections: int, seconds: float = SECONDS, text: str = TEXT) -> Measured:
-        bodies = [body(a, text) for a in agents]
+    def run(self, side: str, agents: list[str], connections: int, seconds: float = 0, text: str = TEXT) -> Measured:
+        bodies, seconds = [body(a, text) for a in agents], seconds or self.seconds
         return wrk(self._urls[side], bodies, connections=connections, seconds=seconds, headers=self._running.headers)
 
     def compare(self, agents: list[str], connections: int) -> dict[str, list[Measured]]:
         """Return each side's rounds, measured in ABBA order."""
         measured: dict[str, list[Measured]] = {"governed": [], "bare": []}
-        for r in range(ROUNDS):
+        for r in range(self.rounds):
             for side in ("bare", "governed") if r % 2 == 0 else ("governed", "bare"):
                 measured[side].append(self.run(side, agents, connections))
         return measured
@@ -66,16 +67,16 @@ def summary(measured: dict[str, list[Measured]]) -> dict[str, float]:
 def slow_mix(sides: Sides, agent: str) -> float:
     """Return the ratio of the ordinary calls' p50 beside 10 % of calls that take a second to their p50 alone."""
     ratios = []
-    for _ in range(max(3, ROUNDS // 2)):
+    for _ in range(max(3, sides.rounds // 2)):
         alone = sides.run("governed", [agent], 16)
         # A call of a second holds its connection that long: a tenth of the rate needs a tenth of the rate in connections.
         slow = max(1, round(alone.rps / 9))
         script = '{"script": [{"sleep_s": 1}, {"say": "late"}]}'
-        beside = threading.Thread(target=sides.run, args=("governed", [agent], slow, SECONDS + 2, script))
-        beside.start()
-        time.sleep(1.5)
-        mixed = sides.run("governed", [agent], 16, SECONDS - 1)
-        beside.join()
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(sides.run, "governed", [agent], slow, sides.seconds + 2, script)
+            time.sleep(1.5)
+            mixed = sides.run("governed", [agent], 16, sides.seconds - 1)
+            beside.result()  # without the slow calls there was no mix
         ratios.append(mixed.p50_ms / alone.p50_ms)
     return round(statistics.median(ratios), 3)
 
@@ -101,10 +102,10 @@ uvloop.run(main(sys.argv[1], float(sys.argv[2])))
 """
 
 
-def agent_only() -> float:
+def agent_only(seconds: float) -> float:
     """Return calls a second of the same graph in a loop in one process."""
     output = subprocess.run(
-        [sys.executable, "-c", AGENT_ONLY, TEXT, str(SECONDS)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", AGENT_ONLY, TEXT, str(seconds)], capture_output=True, text=True, check=True
     ).stdout
     return float(output)
 
@@ -119,11 +120,18 @@ def start_bare(running: RunningCluster, agents: list[str]) -> None:
     connect_to(running.settings)
     for name in agents:
         start_bare_agent(name)
-    serve.run(BareGateway.bind(), name="bare", route_prefix="/bare")
+    bare: Any = BareGateway  # Serve's decorators made a deployment of the class, which its types don't say
+    serve.run(bare.bind(), name="bare", route_prefix="/bare")
     ray.shutdown()  # a driver that outlives its cluster is ended by Ray
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4, help="of each side in a round, from 2 up")
+    options = parser.parse_args()
+    if options.seconds < 2:
+        parser.error("--seconds must be 2 or more: a call of the slow mix takes one")
     agents = [f"bench-{i}" for i in range(SPREAD)]
     with cluster(num_cpus=64) as running:
         progress("registering and waking agents on both sides")
@@ -131,7 +139,7 @@ def main() -> None:
             running.register(name, cpu="1000m").raise_for_status()
             running.ask(name).raise_for_status()
         start_bare(running, agents)
-        sides = Sides(running)
+        sides = Sides(running, options.rounds, options.seconds)
         for side in ("bare", "governed"):
             sides.run(side, agents[:1], 16, 2)
         result: dict[str, object] = {}
@@ -141,7 +149,7 @@ def main() -> None:
             progress(f"{connections} connections to one agent")
             measured = sides.compare(agents[:1], connections)
             result[f"c{connections}"] = summary(measured)
-            alone.append(agent_only())
+            alone.append(agent_only(options.seconds))
             at_64 = measured["governed"]
         result["agent_only_per_s"] = round(statistics.median(alone), 1)
         result["of_agent_only"] = round(statistics.median(m.rps for m in at_64) / statistics.median(alone), 3)

@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
 
 MEANINGS: dict[ExitCode, str] = {
     ExitCode.OK: "It was done.",
-    ExitCode.FAILED: "The platform, an agent or its model failed, or something that no other code names.",
+    ExitCode.FAILED: "The platform, an agent, its model or a job failed, or something that no other code names.",
     ExitCode.USAGE: "The command line, a setting or the request is wrong; nothing was done.",
     ExitCode.REFUSED: "Policy, a quota, a grant or a limit refused; the answer names every failed check.",
     ExitCode.NOT_FOUND: "There is no such agent, file or component.",

@@ -6,14 +6,14 @@ import sys
 
 import typer
 
-from cli import agents, invoke, logs, status, up, usage, version
+from cli import agents, invoke, job, logs, status, up, usage, verify, version
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
 
 app = typer.Typer(
     name="sovereign",
-    help="Run AI agents on your own machines, and prove what was allowed, what was done and what it cost.",
+    help="Run AI agents on your own machines, with a record of what was allowed, what was done and what it used.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -24,7 +24,9 @@ app.command()(up.down)
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
 app.command()(invoke.invoke)
+app.add_typer(job.app, name="job")
 app.command()(usage.usage)
+app.command()(verify.verify)
 app.command()(logs.logs)
 app.command()(version.version)
 

@@ -15,6 +15,11 @@ from cluster.errors import SovereignError
 if TYPE_CHECKING:
     from rich.console import Console
 
+UNKNOWN = "not known yet"
+WEAK = (
+    "The sandbox is weak: a tool can read and write what this user can. Install bubblewrap, or run no tool that you did not read."
+)
+
 
 def status(home: Home = None, as_json: Json = False) -> None:
     """Say whether the cluster runs, and how it is."""
@@ -31,6 +36,7 @@ def status(home: Home = None, as_json: Json = False) -> None:
         "status": state.status,
         "home": str(settings.home),
         "http_url": state.http_url,
+        "metrics_url": state.metrics_url,
         "cluster_id": state.cluster_id,
         "pid": state.pid,
         "started_at": state.started_at,
@@ -53,11 +59,15 @@ def status(home: Home = None, as_json: Json = False) -> None:
 
 def _render(console: Console, data: dict[str, Any]) -> None:
     cluster = data.get("cluster") or {}
-    rows = [[name, data[name]] for name in ("status", "http_url", "home", "cluster_id", "pid")]
-    rows += _flat({name: value for name, value in cluster.items() if name != "live"})
+    rows = [[name, data[name]] for name in ("status", "http_url", "metrics_url", "home", "cluster_id", "pid")]
+    rows += _flat({name: value for name, value in cluster.items() if name not in {"live", "sandbox"}})
+    sandbox = cluster.get("sandbox") or {}
+    rows += [[f"tools: {name}", value] for name, value in sandbox.items()]
     drawn = table(["", ""], rows)
     drawn.show_header = False
     console.print(drawn)
+    if sandbox.get("strength") == "weak":
+        console.print(WEAK, style="yellow", soft_wrap=True)
     if live := cluster.get("live"):
         columns = ["live agent", "generation", "cpu", "memory"]
         console.print(table(columns, [_live_row(agent) for agent in live], right=["generation"]))
@@ -67,7 +77,11 @@ def _render(console: Console, data: dict[str, Any]) -> None:
 
 def _live_row(agent: dict[str, Any]) -> list[Any]:
     """Return an agent with how its resources are held: by what, or why they are only advisory."""
-    held = [agent["enforcement"].get(name, {}) for name in ("cpu", "memory")]
+    # None until the agent has told governance, which is after its first answers can leave.
+    enforcement = agent["enforcement"]
+    if enforcement is None:
+        return [agent["agent_id"], agent["generation"], UNKNOWN, UNKNOWN]
+    held = [enforcement.get(name, {}) for name in ("cpu", "memory")]
     words = [f"{x.get('status', '')}: {', '.join(x.get('by') or x.get('why') or [])}" for x in held]
     return [agent["agent_id"], agent["generation"], *words]
 

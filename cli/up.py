@@ -159,6 +159,7 @@ def _announce(settings: Settings, state: ClusterState) -> None:
     data: dict[str, Any] = {
         "status": state.status,
         "http_url": state.http_url,
+        "metrics_url": state.metrics_url,
         "home": str(settings.home),
         "api_key_file": str(key),
         "pid": state.pid,
@@ -175,6 +176,7 @@ def _announce(settings: Settings, state: ClusterState) -> None:
             '              -H "Content-Type: application/json" \\',
             """              -d '{"model": "my-agent", "messages": [{"role": "user", "content": "Hello"}]}'""",
             f"  usage     sovereign usage{flag}",
+            f"  metrics   curl {state.metrics_url}",
             f"  stop      sovereign down{flag}",
         ]
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

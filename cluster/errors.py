@@ -176,6 +176,13 @@ class AgentFailedError(SovereignError):
     status = 500
 
 
+class JobFailedError(SovereignError):
+    """A job ended without success; the platform is well."""
+
+    code = "job_failed"
+    status = 500
+
+
 class InternalError(SovereignError):
     """A fault of the platform."""
 

@@ -23,7 +23,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 class Settings(BaseSettings):
     """One cluster's settings. Durations are seconds unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="SOVEREIGN_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="SOVEREIGN_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Field(Path(".sovereign"), description="Folder of all state of this cluster.")
     host: str = Field("127.0.0.1", description="Address that every listener binds; anything but loopback needs `expose`.")
@@ -61,10 +61,11 @@ class Settings(BaseSettings):
         "auto", description="How tools are confined; auto takes bubblewrap where it works."
     )
     search_url: str = Field(
-        "", description="A SearXNG-compatible search endpoint for the web_search tool; empty means the local corpus."
+        "", description="A SearXNG-compatible search endpoint for the web_search tool; empty means the folder below."
     )
-    search_corpus: Path | None = Field(
-        None, description="Folder of text files that web_search looks in when there is no `search_url`."
+    search_corpus: Path = Field(
+        PROJECT_ROOT / "docs",
+        description="Folder of text files that web_search looks in when there is no `search_url`; unless set, this product's docs.",
     )
     local_model: bool = Field(False, description="Serve the small local language model on this node, behind `local:` models.")
     local_model_url: str = Field(
@@ -80,7 +81,9 @@ class Settings(BaseSettings):
         except ValidationError as e:
             fields = [FieldError("SOVEREIGN_" + ".".join(map(str, x["loc"])).upper(), x["msg"]) for x in e.errors()]
             raise ConfigurationError("A setting is wrong.", errors=fields) from None
-        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+        # The processes that read these stand in another folder than the operator.
+        paths = {name: getattr(settings, name).expanduser().absolute() for name in ("home", "policy_dir", "search_corpus")}
+        return settings.model_copy(update=paths)
 
     def to_json(self) -> str:
         """Return these settings as JSON for another process."""

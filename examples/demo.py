@@ -25,20 +25,10 @@ from rich.json import JSON
 from rich.panel import Panel
 from rich.text import Text
 
+from actors.topology import marked
 from cli.output import printable, table
 
-EXAMPLE_1: dict[str, Any] = {
-    "agent_id": "strategic-planner-001",
-    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
-    "security_policy": {
-        "agent_type": "planner",
-        "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-        "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-        "network_access": ["external_apis"],
-        "data_access_level": "strategic_read_only",
-    },
-    "compliance_requirements": ["SOC2", "GDPR"],
-}
+EXAMPLE_1: dict[str, Any] = json.loads(Path(__file__).with_name("strategic_planner.json").read_text())
 OVERREACHING: dict[str, Any] = {
     "agent_id": "overreaching-001",
     "capabilities": ["market_analysis", "payment_execution"],
@@ -266,13 +256,12 @@ def environment() -> dict[str, str]:
 
 def processes_of(cluster: Cluster) -> list[str]:
     """Every process that carries the cluster's marker, or was started with its home."""
-    marker = f"SOVEREIGN_CLUSTER_ID={cluster.cluster_id}".encode()
+    carrying = {process.pid for process in marked(cluster.cluster_id)}
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with contextlib.suppress(psutil.Error):
             command = process.cmdline()
-            carries = marker in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-            if process.pid != os.getpid() and (carries or str(cluster.home) in command):
+            if process.pid in carrying or (process.pid != os.getpid() and str(cluster.home) in command):
                 found.append(f"{process.pid}: {' '.join(command)[:150]}")
     return found
 

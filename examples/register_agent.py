@@ -1,30 +1,20 @@
-"""Registers a planner with the Python client, and asks it something: run it while `sovereign up` runs."""
+"""Registers a planner with the Python client, and another that is refused: run it while `sovereign up` runs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 from actors.client import connect
 from cluster.errors import SovereignError
 
-POLICY = {
-    "agent_type": "planner",
-    "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-    "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-    "network_access": ["external_apis"],
-    "data_access_level": "strategic_read_only",
-}
+PLANNER = json.loads(Path(__file__).with_name("strategic_planner.json").read_text())
 
 
 async def main() -> None:
     governance = await connect()
-    registration = await governance.register_agent(
-        agent_id="strategic-planner-001",
-        capabilities=["market_analysis", "competitive_research", "trend_forecasting"],
-        security_policy=POLICY,
-        compliance_requirements=["SOC2", "GDPR"],
-    )
+    registration = await governance.register_agent(**PLANNER)
     print(json.dumps(registration, indent=2))
     try:
         await governance.register_agent(agent_id="overreaching-001", capabilities=["market_analysis", "payment_execution"])

@@ -1,9 +1,8 @@
-"""All routes in one table, and the OpenAPI document that describes them."""
+"""All routes in one table; serve_apps/openapi.py describes them."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -19,6 +18,7 @@ from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
 from serve_apps.native_routes import NativeRoutes
 from serve_apps.openai_routes import OpenAIRoutes
+from serve_apps.openapi import complete, operation, summary_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -52,7 +52,7 @@ def create_app(edge: Edge) -> Application:
     app = FastAPI(
         title="Sovereign",
         version="1",
-        description="Run AI agents on your own machines, and prove what was allowed, what was done and what it cost.",
+        description="Run AI agents on your own machines, with a record of what was allowed, what was done and what it used.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -82,9 +82,10 @@ def create_app(edge: Edge) -> Application:
             response_class=Response,
             response_model=None,
             name=handler.__name__,
-            summary=(handler.__doc__ or "").split(": ", 1)[-1],
+            summary=summary_of(handler.__doc__ or ""),
+            description="",
             status_code=statuses[0],
-            openapi_extra=_described(path, body, statuses),
+            openapi_extra=operation(handler.__name__, path, body, statuses),
         )
 
     async def not_routed(request: Request, error: Exception) -> Response:
@@ -98,24 +99,5 @@ def create_app(edge: Edge) -> Application:
         return edge.refuse(refused, exchange, request.url.path, openai=request.url.path.startswith("/v1/"))
 
     app.add_exception_handler(HTTPException, not_routed)
+    complete(app)
     return Application(app, calls)
-
-
-def _described(path: str, body: type[BaseModel] | None, statuses: tuple[int, ...]) -> dict[str, Any]:
-    """Return what OpenAPI says of a route beyond its name."""
-    problem = "application/json" if path.startswith("/v1/") else "application/problem+json"
-    extra: dict[str, Any] = {
-        "responses": {str(s): {"description": "Done", "content": {"application/json": {}}} for s in statuses}
-        | {
-            "4XX": {"description": "Refused", "content": {problem: {}}},
-            "5XX": {"description": "Failed", "content": {problem: {}}},
-        },
-    }
-    if not path.startswith("/health/"):
-        extra["security"] = [{"bearer": []}]
-    if body is not None:
-        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if "{agent_id}" in path:
-        extra["parameters"] = [{"name": "agent_id", "in": "path", "required": True, "schema": {"type": "string"}}]
-    return extra

@@ -47,7 +47,7 @@ class NativeRoutes:
         return _json(page)
 
     async def show(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/agents/{agent_id}."""
+        """GET /api/v1/agents/{agent_id}: one of the caller's agents, with what is enforced on it while it lives."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
         return _json(await self._edge.governance.call("get", principal.to_json(), request.path_params["agent_id"]))
 
@@ -57,7 +57,7 @@ class NativeRoutes:
         return _json(await self._edge.governance.call("remove", principal.to_json(), request.path_params["agent_id"]))
 
     async def status(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/status: the caller's live agents and what holds them, the policy in force, what waits for the lake."""
+        """GET /api/v1/status: the caller's live agents, what confines tools, the policy in force, what waits for the lake."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
         status = await self._edge.governance.call("status")
         live = [x for x in status["live"] if x["tenant"] == str(principal.tenant)]

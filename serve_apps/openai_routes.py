@@ -32,7 +32,7 @@ class OpenAIRoutes:
         self._edge = edge
 
     async def chat_completions(self, request: Request, exchange: Exchange) -> Response:
-        """POST /v1/chat/completions."""
+        """POST /v1/chat/completions: ask an agent; the answer comes whole, or with `stream` as it is made."""
         edge = self._edge
         principal = edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         edge.metrics.stage(Stage.AUTHENTICATE, exchange.lap_us())

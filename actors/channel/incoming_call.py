@@ -11,6 +11,9 @@ from actors.channel.frames import MAX_CREDIT, FrameType
 from cluster.errors import CancelledCallError, InvalidRequestError
 from cluster.identity.grants import Ticket
 
+# The caller gave up or is gone; its time is over; the agent's process ends.
+Why = Literal["", "cancelled", "deadline", "closing"]
+
 
 class Sender(Protocol):
     """The part of a connection that a call sends its chunks by."""
@@ -80,8 +83,8 @@ class IncomingCall:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.started = False
-        # Why it was told to stop; empty while nobody did.
-        self.why: Literal["", "cancelled", "deadline", "closing"] = ""
+        # Why it was told to stop; empty while nobody did. It is what the caller is told, so the handler may go by it.
+        self.why: Why = ""
 
     async def send_chunk(self, chunk: bytes) -> None:
         """Send one piece of the answer, as soon as the caller has room for it.
@@ -104,6 +107,10 @@ class IncomingCall:
             raise CancelledCallError("The caller's connection is gone.")
         self._credit -= 1
         connection.send(FrameType.CHUNK, self.id, chunk)
+
+    def check_result(self, result: bytes) -> None:
+        """Raise PayloadTooLargeError when `result` is more than the caller takes, for who must know before it returns."""
+        self._connection.check_size(result, "result")
 
     def add_credit(self, chunks: int) -> None:
         """Take the caller's credit for `chunks` more; raises ProtocolViolationError when it is over the bound."""

@@ -1,4 +1,4 @@
-"""The one gate: who registers an agent, wakes it or takes it away does so through here (walk 1 of the design).
+"""The one gate: who registers an agent, wakes it or takes it away does so through here (docs/life-of-a-registration.md).
 
 Decide → journal the decision, on disk → one coordination transaction (row, quota, key, fenced by the epoch) → journal the
 outcome, on disk → answer. It may end at any point: a decision without a row is void, and `recover` says so.

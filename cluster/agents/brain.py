@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ class Brain:
             CURRENT_OPTIONS.reset(options_token)
             CURRENT_METER.reset(meter_token)
 
-    async def stream(self, call: Call, meter: CallMeter) -> AsyncIterator[str]:
+    async def stream(self, call: Call, meter: CallMeter) -> AsyncGenerator[str, None]:
         """Yield the model's text as it comes, metering like `run` and raising the same.
 
         The text of a turn that calls tools also has what the model says beside its tool calls. Closing the iterator

@@ -23,9 +23,23 @@ FETCH_TIMEOUT_S = 10.0
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Not the public internet, though Python takes them, or has taken them, for it: site-local, protocol assignments,
-# the old 6to4 relays, and the second block for documentation.
-_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("fec0::/10", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
+# Not the public internet, though one version of Python or another takes them for it (IANA's special-purpose registries).
+_NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "64:ff9b:1::/48",
+            "100::/64",
+            "2001::/23",
+            "2001:db8::/32",
+            "3fff::/20",
+            "5f00::/16",
+            "fec0::/10",
+        ),
+    )
+)
 
 Resolver = Callable[[str, int], Awaitable[Iterable[str]]]
 

@@ -100,6 +100,8 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
     ) -> None:
         self._inner = inner
         self._fixed = fixed
+        # As the provider gets them; a part of every prompt.
+        self._tools: Sequence[Any] = fixed.get("tools", ())
         self._max_iterations = max_iterations
         self._model_name = model_name
         self._secrets = secrets
@@ -132,7 +134,7 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
                 message = await self._stream(messages, meter, options.sink, options.settings)
         except asyncio.CancelledError:
             if options is None or options.sink is None:
-                charge_interrupted(meter, 0)
+                charge_interrupted(meter, messages, self._tools)
             raise
         except Exception as e:
             raise model_failure(e, self._model_name, self._secrets) from e
@@ -143,21 +145,23 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
         self, messages: list[BaseMessage], meter: CallMeter, sink: asyncio.Queue[str | None], settings: dict[str, Any]
     ) -> AIMessage:
         chunks: list[AIMessage] = []
-        pieces = 0
         try:
             async for chunk in self._inner.astream(messages, **self._fixed, **settings):
                 chunks.append(chunk)
                 text = chunk.content if isinstance(chunk.content, str) else str(chunk.text)
                 if text:
-                    pieces += 1
                     await sink.put(text)
         except asyncio.CancelledError:
-            charge_interrupted(meter, pieces)
+            charge_interrupted(meter, messages, self._tools, _joined(chunks) if chunks else None)
             raise
-        parts = [c for c in chunks if isinstance(c, AIMessageChunk)]
-        if len(parts) != len(chunks) or not parts:
-            return chunks[-1]  # a model that does not stream answers once, in whole
-        return cast("AIMessage", message_chunk_to_message(add_ai_message_chunks(*parts) if len(parts) > 1 else parts[0]))
+        return _joined(chunks)
+
+
+def _joined(chunks: list[AIMessage]) -> AIMessage:
+    parts = [c for c in chunks if isinstance(c, AIMessageChunk)]
+    if len(parts) != len(chunks) or not parts:
+        return chunks[-1]  # a model that does not stream answers once, in whole
+    return cast("AIMessage", message_chunk_to_message(add_ai_message_chunks(*parts) if len(parts) > 1 else parts[0]))
 
 
 def answer_open_tool_calls(messages: list[BaseMessage]) -> list[BaseMessage]:

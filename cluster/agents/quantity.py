@@ -17,6 +17,8 @@ _SUFFIX_MILLI: Final = {
     **{s: 1000 * 1000**i for i, s in enumerate("kMGTPE", start=1)},
     **{f"{s}i": 1000 * 1024**i for i, s in enumerate("KMGTPE", start=1)},
 }
+# The grammar for whoever writes a body by our schema; what parses is `_QUANTITY`.
+QUANTITY_PATTERN: Final = rf"^[0-9]{{1,18}}(\.[0-9]{{1,9}})?({'|'.join(s for s in _SUFFIX_MILLI if s)})?$"
 # More than any machine has; a number above is a mistake, and sums of them still fit 64 bits.
 MAX_CPU_MILLI: Final = 1_024_000
 MAX_MEMORY_BYTES: Final = 64 << 40

@@ -11,10 +11,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from cluster.admission.strict_json import parse_strict_json
-from cluster.agents.quantity import parse_cpu, parse_memory
+from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, AgentSpec, Resources, SpecDefaults
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import AgentId
@@ -31,8 +40,9 @@ def _without_nul(text: str) -> str:
 
 
 # Strictly text or a whole number; the words about units come from the parser of quantities.
-_Cpu = Annotated[int, BeforeValidator(parse_cpu)]
-_Memory = Annotated[int, BeforeValidator(parse_memory)]
+_Quantity = {"type": ["string", "integer"], "pattern": QUANTITY_PATTERN, "minimum": 1}
+_Cpu = Annotated[int, BeforeValidator(parse_cpu), WithJsonSchema(_Quantity | {"examples": ["500m", "2"]})]
+_Memory = Annotated[int, BeforeValidator(parse_memory), WithJsonSchema(_Quantity | {"examples": ["512Mi", "2Gi"]})]
 # The names that the policy's catalogue is written in. ASCII only, so that look-alike letters can't pass for a known name.
 Name = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 _ComplianceName = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Z][A-Z0-9_-]{0,31}$")]

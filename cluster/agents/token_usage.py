@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
 
 from cluster.agents.call import CallMeter
 
@@ -20,6 +22,8 @@ _REASONS = {
     "SAFETY": "content_filter",
     "refusal": "content_filter",
 }
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_MESSAGE = 3
 
 
 def charge(meter: CallMeter, message: AIMessage) -> None:
@@ -33,6 +37,61 @@ def charge(meter: CallMeter, message: AIMessage) -> None:
         # Never silently zero: who rates this call must see that the provider counted nothing.
         meter.provider_usage.append({"unreported": True})
         return
+    _add(meter, usage)
+    raw = metadata.get("token_usage") or metadata.get("usage")
+    meter.provider_usage.append(dict(raw) if isinstance(raw, Mapping) else dict(usage))
+
+
+def charge_interrupted(
+    meter: CallMeter, sent: Sequence[BaseMessage], tools: Sequence[Any] = (), received: AIMessage | None = None
+) -> None:
+    """Add what a model call used that was stopped before its answer was whole; providers bill its prompt all the same.
+
+    `sent` and `tools` (schemas) went to the model, `received` is what came back until then. What its usage metadata says
+    is taken as it is; only what it leaves out is estimated: `estimated_tokens` of each text, tool call and schema, and for
+    each message of the prompt 3 more, as OpenAI's cookbook and LangChain's `count_tokens_approximately` count its frame.
+    Pictures and sound count nothing. The entry in `provider_usage` says how many tokens of each kind are an estimate.
+    """
+    reported = received.usage_metadata if received is not None else None
+    if received is not None and reported and _ended(received):
+        charge(meter, received)  # it was whole: only the reading of it was stopped
+        return
+    prompt = 0
+    if not reported or not reported["input_tokens"]:
+        prompt += sum(estimated_tokens(_text_of(m)) + _TOKENS_PER_MESSAGE for m in sent)
+        prompt += sum(estimated_tokens(json.dumps(t, default=str, ensure_ascii=False)) for t in tools)
+    # A report that came before the end may count only the first of what was said: never less than was heard.
+    heard = estimated_tokens(_text_of(received)) if received is not None else 0
+    unreported = max(0, heard - (reported["output_tokens"] if reported else 0))
+    note: dict[str, Any] = {"interrupted": True, "estimated_input_tokens": prompt, "estimated_output_tokens": unreported}
+    if reported:
+        _add(meter, reported)
+        note["reported"] = dict(reported)
+    meter.tokens_input_uncached += prompt
+    meter.tokens_output += unreported
+    meter.provider_usage.append(note)
+
+
+def estimated_tokens(text: str) -> int:
+    """Return about how many tokens `text` has: its bytes of UTF-8 by 4, rounded up.
+
+    OpenAI's rule of thumb is 4 characters of English to a token. Bytes, because letters beyond ASCII take more tokens too.
+    """
+    return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+
+def _ended(message: AIMessage) -> bool:
+    return bool(message.response_metadata.get("finish_reason") or message.response_metadata.get("stop_reason"))
+
+
+def _text_of(message: BaseMessage) -> str:
+    text = message.content if isinstance(message.content, str) else str(message.text)
+    if isinstance(message, AIMessage) and message.tool_calls:
+        text += json.dumps([[c["name"], c["args"]] for c in message.tool_calls], default=str, ensure_ascii=False)
+    return text
+
+
+def _add(meter: CallMeter, usage: UsageMetadata) -> None:
     sent, said = max(0, usage["input_tokens"]), max(0, usage["output_tokens"])
     details_in, details_out = usage.get("input_token_details"), usage.get("output_token_details")
     if details_in:
@@ -48,17 +107,6 @@ def charge(meter: CallMeter, message: AIMessage) -> None:
         said -= reasoning
     meter.tokens_input_uncached += sent
     meter.tokens_output += said
-    raw = metadata.get("token_usage") or metadata.get("usage")
-    meter.provider_usage.append(dict(raw) if isinstance(raw, Mapping) else dict(usage))
-
-
-def charge_interrupted(meter: CallMeter, pieces: int) -> None:
-    """Add what a model call used that was stopped after `pieces` streamed pieces, before any usage came.
-
-    A piece counts as one output token; the note in `provider_usage` says that this is an estimate.
-    """
-    meter.tokens_output += pieces
-    meter.provider_usage.append({"interrupted": True, "estimated_output_tokens": pieces})
 
 
 def _sum(details: Mapping[str, Any], suffix: str, prefix: str = "") -> int:

@@ -25,6 +25,8 @@ class AuditAction(StrEnum):
     GATEWAY_REFUSE = "gateway:request:refuse"
     CHANNEL_REFUSE = "channel:call:refuse"
     TOOL_REFUSE = "tool:call:refuse"
+    JOB_START = "job:run:start"
+    JOB_END = "job:run:end"
     # A process is gone and its journal was read to the end; the detail counts what it lost.
     JOURNAL_END = "journal:writer:end"
     # A journal is not what was written; nothing after the place named is taken from it.

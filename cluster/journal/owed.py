@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from cluster.errors import StorageError
 from cluster.journal.fact import Fact
@@ -34,14 +35,14 @@ class OwedFacts:
                 self._journal.append(self._owed[0])
                 self._owed.popleft()
 
-    def write(self, fact: Fact) -> None:
-        """Write what is owed, then `fact`; raises StorageError when the disk does not take it: then it is owed."""
+    def write(self, fact: Fact, instead: Callable[[], Fact] | None = None) -> None:
+        """Write what is owed, then `fact`; raises StorageError when the disk refuses: then that, or `instead`, is owed."""
         with self._lock:
             try:
                 self.pay()
                 self._journal.append(fact)
             except StorageError:
-                self._owed.append(fact)
+                self._owed.append(instead() if instead else fact)
                 raise
 
     def note(self, fact: Fact) -> None:

@@ -1,4 +1,4 @@
-"""What a call used, as one row: quantities only, no money and no floats. All times are microseconds since 1970 UTC."""
+"""What a call or a job used, as one row: quantities only, no money and no floats. All times are microseconds since 1970 UTC."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Outcome(StrEnum):
     DEADLINE = "deadline"
     # A limit of its own policy stopped it: iterations, memory, output.
     LIMIT = "limit"
+    # The agent's process ended first; never billable.
     LOST = "lost"
 
 

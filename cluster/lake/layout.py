@@ -23,6 +23,11 @@ def raw_prefix(stream: Stream) -> str:
     return f"{stream}/raw/{LAYOUT_VERSION}/"
 
 
+def quarantine_prefix(stream: Stream) -> str:
+    """Return what the keys of all of a stream's objects in quarantine begin with."""
+    return raw_prefix(stream).replace("/raw/", "/quarantine/", 1)
+
+
 def _tail(ingest_us: int, writer_id: str, epoch: int, seq: int) -> str:
     return f"ingest_date={utc(ingest_us):%Y-%m-%d}/writer={writer_id}/e{epoch}-{seq:08d}"
 

@@ -87,7 +87,8 @@ class EcsFormatter(logging.Formatter):
             "process.pid": record.process,
         }
         for name, value in vars(record).items():
-            if name not in _STANDARD:
+            # Ray's record factory adds private fields of its own once it is imported.
+            if name not in _STANDARD and not name.startswith("_"):
                 line[f"labels.{name}"] = _label(name, value)
         line |= {name: _text(value) for name, value in _BOUND.get({}).items()}
         if record.exc_info and record.exc_info[0] is not None:

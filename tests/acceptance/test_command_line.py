@@ -14,22 +14,11 @@ import httpx
 import psutil
 import pytest
 
-from cluster.settings import Settings
+from cluster.settings import PROJECT_ROOT, Settings
 from tests.servers.cluster import RunningCluster
 
-POLICY = {
-    "agent_type": "planner",
-    "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-    "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-    "network_access": ["external_apis"],
-    "data_access_level": "strategic_read_only",
-}
-EXAMPLE_1 = {
-    "agent_id": "strategic-planner-001",
-    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
-    "security_policy": POLICY,
-    "compliance_requirements": ["SOC2", "GDPR"],
-}
+EXAMPLE_PATH = PROJECT_ROOT / "examples" / "strategic_planner.json"
+EXAMPLE_1: dict[str, Any] = json.loads(EXAMPLE_PATH.read_text())
 
 
 class Command:
@@ -70,6 +59,19 @@ def test_up_says_how_to_call_and_survives_its_terminal(command: Command) -> None
     assert again["api_key_file"] in words
 
 
+def test_status_says_what_confines_tools_and_where_the_metrics_are(command: Command) -> None:
+    """A weak sandbox is told each time, not only once at start; the address of /metrics is the one that answers."""
+    status = command.json("status")
+    sandbox = status["cluster"]["sandbox"]
+    assert sandbox["strength"] in {"strong", "weak"}
+    words = command.run("status").stdout
+    assert sandbox["system_calls"] in words
+    assert ("The sandbox is weak" in words) == (sandbox["strength"] == "weak")
+    assert status["metrics_url"] in words
+    assert status["metrics_url"] in command.run("up").stdout
+    assert "# TYPE" in httpx.get(status["metrics_url"], trust_env=False).text
+
+
 def test_secrets_are_readable_by_their_owner_alone(command: Command) -> None:
     """Nobody else on the machine learns a key, and none is printed."""
     folder = command.home / "secrets"
@@ -80,16 +82,14 @@ def test_secrets_are_readable_by_their_owner_alone(command: Command) -> None:
     assert key not in command.run("up").stdout + command.run("status").stdout
 
 
-def test_the_example_registers_from_a_file_from_stdin_and_from_options(command: Command, tmp_path: Path) -> None:
+def test_the_example_registers_from_a_file_from_stdin_and_from_options(command: Command) -> None:
     """The same registration by any road is the same registration."""
-    path = tmp_path / "planner.json"
-    path.write_text(json.dumps(EXAMPLE_1))
     wanted = {"status": "registered", "agent_id": "strategic-planner-001", "security_clearance": "validated"}
-    assert command.json("agents", "register", "--file", str(path)) == wanted
+    assert command.json("agents", "register", "--file", str(EXAMPLE_PATH)) == wanted
     assert command.json("agents", "register", "-f", "-", given=json.dumps(EXAMPLE_1)) == wanted
     options = ["--type", "planner", "--cpu", "1000m", "--memory", "2Gi", "--network", "external_apis"]
     options += ["--data-access", "strategic_read_only", "--compliance", "SOC2", "--compliance", "GDPR"]
-    options += [x for tool in POLICY["allowed_tools"] for x in ("--tool", tool)]
+    options += [x for tool in EXAMPLE_1["security_policy"]["allowed_tools"] for x in ("--tool", tool)]
     options += [x for capability in EXAMPLE_1["capabilities"] for x in ("-c", capability)]
     assert command.json("agents", "register", "strategic-planner-001", *options) == wanted
     assert "strategic-planner-001" in [a["agent_id"] for a in command.json("agents", "list", "--limit", "1000")["agents"]]

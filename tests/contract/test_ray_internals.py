@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import httpx
-
 from tests.servers.cluster import RunningCluster, eventually
 
 PRESTART = """
@@ -36,15 +34,3 @@ def test_the_pool_is_refilled_after_a_take(cluster: RunningCluster) -> None:
     taken = {p.pid for p in cluster.processes("AgentActor")}
     assert idle & taken, "the agent did not start in an idle worker"
     eventually(lambda: {p.pid for p in cluster.processes("ray::IDLE")} - idle)
-
-
-def test_metrics_of_the_node_are_merged_in_one_place(cluster: RunningCluster) -> None:
-    """One /metrics has the calls that agents counted and the rows that the shipper counted; no agent id is a label."""
-    cluster.register("counted", model="scripted:ok")
-    cluster.ask("counted")
-    url = f"http://{cluster.settings.host}:{cluster.state.ports['node_metrics']}/metrics"
-    text = eventually(
-        lambda: httpx.get(url, timeout=10).text, lambda t: "sovereign_calls_total{" in t and "sovereign_shipped_rows_total" in t
-    )
-    assert 'tenant="default"' in text
-    assert "counted" not in text

@@ -271,17 +271,23 @@ import asyncio, os
 from pathlib import Path
 from {kind.__module__} import {kind.__name__} as S
 from cluster.agents.sandbox import ToolLimits
-from cluster.agents.egress import EgressPolicy
+from cluster.agents.egress import EgressPolicy, Page
+class Heard(EgressPolicy):
+    async def fetch(self, url):
+        print("the tool runs", flush=True)
+        return Page(url, 200, "text/plain", "")
 async def main():
     s = S(Path({str(tools)!r}))
-    await s.run("obey", {{"code": "while True: pass"}}, ToolLimits(cpu_s=60), EgressPolicy())
+    code = "host.fetch('I run')\\nwhile True: pass"
+    await s.run("obey", {{"code": code}}, ToolLimits(cpu_s=60), Heard())
 asyncio.run(main())
 """
-    host = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env={**os.environ, "TMPDIR": str(tools)})
-    while not (children := _descendants(host.pid)):  # noqa: ASYNC110  # a process to appear
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.1)
-    children = children | _descendants(host.pid)
+    environment = {**os.environ, "TMPDIR": str(tools)}
+    host = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=environment, stdout=asyncio.subprocess.PIPE)
+    assert host.stdout is not None
+    assert await host.stdout.readline() == b"the tool runs\n"
+    children = _descendants(host.pid)
+    assert children
     host.kill()
     await host.wait()
     async with asyncio.timeout(10):

@@ -6,6 +6,7 @@ import json
 import socket
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.servers.cluster import RunningCluster, eventually
@@ -21,6 +22,19 @@ DEEP = b'{"agent_id":' + b"[" * 200 + b"]" * 200 + b"}"
 
 def limits(**changed: object) -> dict[str, Any]:
     return {"security_policy": {"resource_limits": {"cpu": "100m", "memory": "256Mi"} | changed}}
+
+
+def refused_field(answer: httpx.Response) -> str:
+    """Return the first field that a 400 names, in the shape that belongs to its path; both say why in words."""
+    document = answer.json()
+    if answer.request.url.path.startswith("/v1/"):
+        assert document["error"]["code"] == "invalid_request"
+        assert document["error"]["param"] in document["error"]["message"]
+        return str(document["error"]["param"])
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert document["code"] == "invalid_request"
+    assert all(error["message"] for error in document["errors"])
+    return str(document["errors"][0]["field"])
 
 
 @pytest.mark.parametrize("path", ["/api/v1/agents", "/v1/chat/completions"])
@@ -41,9 +55,10 @@ def limits(**changed: object) -> dict[str, Any]:
     ids=["deep", "duplicate-keys", "lone-surrogate", "nan", "400-digits", "not-utf8", "empty", "null", "array", "cut"],
 )
 def test_bytes_that_are_no_request(cluster: RunningCluster, path: str, body: bytes) -> None:
-    """Threat 19. Refused with 400 before anything is decided, and the next request is answered (control: parse_strict_json)."""
+    """Threat 19. 400 says that it is the body before anything is decided, and the process lives (control: parse_strict_json)."""
     answer = cluster.http.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
+    assert refused_field(answer) == "body", answer.text
     assert cluster.http.get("/health/live").status_code == 200
 
 
@@ -121,6 +136,47 @@ def test_no_credentials(cluster: RunningCluster, header: str) -> None:
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Bearer")
         assert "carries no valid credentials" in answer.text
+
+
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "ten", "1e2", "1.0", " 5", "\u0663", "00001", ""], ids=ascii)
+def test_a_limit_that_is_none(cluster: RunningCluster, limit: str) -> None:
+    """A page has 1 to 1000 agents; anything else is refused, and not rounded or replaced."""
+    answer = cluster.http.get("/api/v1/agents", params={"limit": limit})
+    assert answer.status_code == 400, answer.text
+    assert refused_field(answer) == "limit"
+
+
+@pytest.mark.parametrize("after", ["../up", "a\x00b", "Agent", "a" * 64, "\u0430gent", "a/b"], ids=ascii)
+def test_a_cursor_that_is_no_name(cluster: RunningCluster, after: str) -> None:
+    """Threat 22. A page begins after an agent, and what names none is refused (control: AgentId.parse in `list`)."""
+    answer = cluster.http.get("/api/v1/agents", params={"after": after})
+    assert answer.status_code == 400, answer.text
+    assert refused_field(answer) == "after"
+
+
+def test_a_query_parameter_that_is_not_known(cluster: RunningCluster) -> None:
+    """It is refused by its name: a misspelled `limit` that did nothing would look as if it had."""
+    answer = cluster.http.get("/api/v1/agents?limt=5")
+    assert answer.status_code == 400
+    assert refused_field(answer) == "limt"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "soon", "1e3", "nan", "1,5", "10s", "9" * 7, "0.0001"], ids=ascii)
+def test_a_deadline_that_is_none(cluster: RunningCluster, seconds: str) -> None:
+    """A caller who asked for a deadline never gets another one in its place."""
+    answer = cluster.http.post("/v1/chat/completions", json=CHAT, headers={"x-deadline-s": seconds})
+    assert answer.status_code == 400, answer.text
+    assert refused_field(answer) == "x-deadline-s"
+
+
+def test_an_idempotency_key_that_is_too_long(cluster: RunningCluster) -> None:
+    """255 characters are taken; one more is refused, and nothing is registered under it."""
+    answer = cluster.http.post("/api/v1/agents", json=REGISTRATION, headers={"idempotency-key": "k" * 256})
+    assert answer.status_code == 400
+    assert "Idempotency-Key" in answer.json()["detail"]
+    assert cluster.http.get("/api/v1/agents/never").status_code == 404
+    taken = REGISTRATION | {"agent_id": "long-key"}
+    assert cluster.http.post("/api/v1/agents", json=taken, headers={"idempotency-key": "k" * 255}).status_code == 201
 
 
 def test_an_oversized_body_is_cut_off(cluster: RunningCluster) -> None:

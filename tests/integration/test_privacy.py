@@ -51,8 +51,8 @@ def test_a_start_on_an_open_address_is_refused(host: str, tmp_path: Path) -> Non
     assert not home.exists()
 
 
-def test_a_listener_that_came_up_open_ends_the_start(tmp_path: Path) -> None:
-    """Threat 44. What a part binds against its settings is found before anyone is told that the cluster is ready."""
+def test_an_open_listener_is_named(tmp_path: Path) -> None:
+    """Threat 44. What a process listens on is read from the kernel and refused, unless the operator asked to be reached."""
     settings = Settings.load(home=tmp_path)
     with socket.socket() as open_one:
         open_one.bind(("0.0.0.0", 0))
@@ -78,7 +78,7 @@ def test_a_job_without_the_token_does_not_run(dashboard: httpx.Client, cluster: 
     assert dashboard.post("/api/jobs/", json=body).status_code == 401
     assert dashboard.post("/api/jobs/", json=body, headers={"authorization": "Bearer nonsense"}).status_code == 403
     jobs = dashboard.get("/api/jobs/", headers={"authorization": f"Bearer {token(cluster)}"}).json()
-    assert [job for job in jobs if job["type"] == "SUBMISSION"] == []
+    assert [job for job in jobs if str(trace) in job["entrypoint"]] == []
     assert not trace.exists()
 
 

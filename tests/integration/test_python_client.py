@@ -6,22 +6,18 @@ import json
 import subprocess
 import sys
 
+from cluster.settings import PROJECT_ROOT
 from tests.servers.cluster import RunningCluster
 
 PROGRAM = """
-import asyncio, json
+import asyncio, json, pathlib
 from actors.client import connect
 from cluster.errors import AdmissionDeniedError, ConflictError, NotFoundError
 
 async def main():
     governance = await connect()
-    policy = {"agent_type": "planner", "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-              "resource_limits": {"cpu": "1000m", "memory": "2Gi"}, "network_access": ["external_apis"],
-              "data_access_level": "strategic_read_only"}
-    registration = await governance.register_agent(
-        agent_id="client-planner-001",
-        capabilities=["market_analysis", "competitive_research", "trend_forecasting"],
-        security_policy=policy, compliance_requirements=["SOC2", "GDPR"])
+    planner = json.loads(pathlib.Path("examples/strategic_planner.json").read_text())
+    registration = await governance.register_agent(**planner | {"agent_id": "client-planner-001"})
     shown = await governance.show_agent("client-planner-001")
     default = await governance.register_agent("client-default", ["market_analysis"])
     try:
@@ -47,7 +43,13 @@ asyncio.run(main())
 def test_example_1_and_the_rest_of_the_client(cluster: RunningCluster) -> None:
     """Example 1 as it stands; defaults; a denial that names the capability; call, stream and removal over the channel."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=cluster.environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM],
+        cwd=PROJECT_ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import openai
 import psutil
+from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.topology import ClusterState, marked, read_state, stop
@@ -47,11 +47,11 @@ class RunningCluster:
         """What a command needs to find this cluster."""
         return os.environ | {"SOVEREIGN_HOME": str(self.settings.home)}
 
-    def openai(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.state.http_url}/v1", api_key=self.key, max_retries=0, **options)
+    def openai(self, **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.state.http_url}/v1", api_key=self.key, max_retries=0, **options)
 
-    def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.state.http_url}/v1", api_key=self.key, max_retries=0, **options)
+    def async_openai(self, **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.state.http_url}/v1", api_key=self.key, max_retries=0, **options)
 
     def register(self, agent_id: str, *, cpu: str = "500m", memory: str = "256Mi", **more: Any) -> httpx.Response:
         body: dict[str, Any] = {

@@ -37,6 +37,8 @@ class CrookedS3:
         self.refusal = (503, "SlowDown")
         # The Retry-After of refusals; none when it is empty.
         self.retry_after = ""
+        # Connections that were kept alive break with the next request, as those to a host do that is gone.
+        self.away = False
         self.lock = threading.Lock()
 
     def listen(self) -> None:
@@ -44,6 +46,7 @@ class CrookedS3:
         handler = type("Handler", (_Handler,), {"crooked": self})
         server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._port = server.server_address[1]
+        self.away = False
         self.endpoint = f"http://127.0.0.1:{self._port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -51,6 +54,7 @@ class CrookedS3:
 
     def go_away(self) -> None:
         """Close the port: connections are refused until `listen`."""
+        self.away = True
         if self._listening is not None:
             server, thread = self._listening
             self._listening = None
@@ -71,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.crooked.away:
+            self.close_connection = True
+            return
         self.crooked.may_enter.wait()
         if self.crooked.take("refuse"):
             status, code = self.crooked.refusal

@@ -18,6 +18,7 @@ from cluster.agents.models import build_model
 from cluster.agents.process_sandbox import ProcessSandbox
 from cluster.agents.sandbox import Sandbox, ToolLimits
 from cluster.errors import ConfigurationError
+from cluster.settings import Settings
 from cluster.wiring import open_sandbox
 
 
@@ -60,6 +61,13 @@ async def test_web_search_in_a_corpus(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "tea.md").write_text("# Tea\n\nThe price of tea.")
     got = json.loads(await call(sandbox, "web_search", {"query": "tea"}, settings=ToolSettings(search_corpus=tmp_path)))
     assert got == {"source": "corpus", "results": [{"title": "Tea", "path": "tea.md", "snippet": "# Tea The price of tea."}]}
+
+
+async def test_web_search_finds_something_where_nothing_is_set(sandbox: Sandbox) -> None:
+    """The documentation that lies beside the code is the corpus until the operator names another."""
+    settings = ToolSettings(search_corpus=Settings.load().search_corpus)
+    got = json.loads(await call(sandbox, "web_search", {"query": "threat model bubblewrap"}, settings=settings))
+    assert "threat-model.md" in [result["path"] for result in got["results"]]
 
 
 async def test_web_search_that_is_not_set_up_says_how(sandbox: Sandbox, tmp_path: Path) -> None:

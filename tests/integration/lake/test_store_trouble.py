@@ -141,7 +141,7 @@ def test_a_shipper_that_is_replaced_in_the_middle_of_trouble(node: Node, crooked
 
 
 def test_threat_64_at_the_limit_admission_is_refused_until_it_has_drained(node: Node, crooked: CrookedS3) -> None:
-    """An hour without a store: the journal grows up to its limit and not far beyond; then it drains, and all is admitted again."""
+    """An hour without a store: the journal grows to its limit and not far beyond; then it drains, and all is admitted again."""
     limit_bytes = 40_000
     gate = JournalGate(node.journals, limit_bytes=limit_bytes, reserve_bytes=0, clock=node.clock)
     ids: list[str] = []
@@ -156,8 +156,7 @@ def test_threat_64_at_the_limit_admission_is_refused_until_it_has_drained(node: 
             try:
                 gate.check()
                 ids.extend(make_calls(agent, 1))
-            except JournalFullError as e:
-                assert e.retry_after_s
+            except JournalFullError:
                 refused += 1
             node.clock.advance(SAMPLE_US)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,12 +51,21 @@ class Ray:
         monkeypatch.setattr(agent_processes, "names", lambda prefix: set(self.actors))
         monkeypatch.setattr(agent_process, "find", self.find)
         monkeypatch.setattr(agent_process, "kill", self.killed.append)
+        # Without its thread for ever: one that outlives a test may collect what only the test's own thread may drop.
+        monkeypatch.setattr(Metrics, "of_process", Metrics)
         monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
 
     def find(self, name: str) -> Handle:
         if name not in self.actors:
             raise ValueError(name)
         return self.actors[name]
+
+
+@pytest.fixture(autouse=True)
+def engines_end_on_their_thread() -> Iterator[None]:
+    """A policy engine that the garbage collector finds on another thread complains."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -18,9 +18,12 @@ def environment(tmp_path: Path, base: dict[str, str] | None = None, **settings: 
 
 def test_the_starters_own_ray_and_platform_variables_do_not_leak_in(tmp_path: Path) -> None:
     """A variable left over from another cluster must not steer this one."""
-    env = environment(tmp_path, {"RAY_ADDRESS": "10.0.0.1:1", "SOVEREIGN_HOME": "/elsewhere", "LANG": "C"})
+    env = environment(
+        tmp_path, {"RAY_ADDRESS": "10.0.0.1:1", "SOVEREIGN_HOME": "/elsewhere", "SOVEREIGN_EXPOSE": "true", "LANG": "C"}
+    )
     assert "RAY_ADDRESS" not in env
-    assert "SOVEREIGN_HOME" not in env
+    assert "SOVEREIGN_EXPOSE" not in env
+    assert env["SOVEREIGN_HOME"] == str(tmp_path)  # this cluster's own, for its jobs
     assert env["LANG"] == "C"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,21 +34,11 @@ from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditOutcome
 from cluster.journal.fact import Fact
 from cluster.journal.writer import JournalWriter
+from cluster.settings import PROJECT_ROOT
 from tests.governors import DEFAULT, POLICIES, TRIAL, assert_whole, begin, changed_policies, facts, open_store, principal, request
 
 A = AgentId("a")
-EXAMPLE: dict[str, Any] = {
-    "agent_id": "strategic-planner-001",
-    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
-    "security_policy": {
-        "agent_type": "planner",
-        "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-        "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-        "network_access": ["external_apis"],
-        "data_access_level": "strategic_read_only",
-    },
-    "compliance_requirements": ["SOC2", "GDPR"],
-}
+EXAMPLE: dict[str, Any] = json.loads((PROJECT_ROOT / "examples" / "strategic_planner.json").read_text())
 
 
 @pytest.fixture

@@ -243,24 +243,37 @@ async def test_cancel_stops_tool_and_meters_what_ran() -> None:
 
 
 async def test_cancel_stops_model() -> None:
-    """Cancelling while the model thinks ends the model call; it is noted as interrupted."""
+    """Cancelling while the model thinks ends the model call; its prompt is charged, and noted as an estimate."""
     meter = CallMeter()
-    task = asyncio.create_task(brain().run(ask([{"sleep_s": 3600}]), meter))
+    task = asyncio.create_task(brain().run(ask([{"sleep_s": 3600}, {"say": "w" * 4_000}]), meter))
     await until(lambda: meter.model_calls)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert meter.provider_usage == [{"interrupted": True, "estimated_output_tokens": 0}]
+    # About 4 letters a token, and a few for the frame of each message and for the instructions.
+    assert 1_000 <= meter.tokens_input_uncached <= 1_050
+    assert meter.tokens_output == 0
+    assert meter.provider_usage == [
+        {"interrupted": True, "estimated_input_tokens": meter.tokens_input_uncached, "estimated_output_tokens": 0}
+    ]
 
 
 async def test_closing_a_stream_stops_the_work() -> None:
-    """A reader that goes away mid-stream stops the model; what was said until then is counted once."""
+    """A reader that goes away mid-stream stops the model; what was asked and said until then is counted once."""
     meter = CallMeter()
     stream = brain().stream(ask([{"stream": [f"w{n} " for n in range(10_000)]}]), meter)
     assert await anext(stream) == "w0 "
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator behind the iterator
+    await stream.aclose()
+    asked = len(json.dumps({"script": [{"stream": [f"w{n} " for n in range(10_000)]}]})) // 4
+    assert asked <= meter.tokens_input_uncached <= asked + 50
     assert 1 <= meter.tokens_output < 1000
-    assert meter.provider_usage[0]["interrupted"] is True
+    assert meter.provider_usage == [
+        {
+            "interrupted": True,
+            "estimated_input_tokens": meter.tokens_input_uncached,
+            "estimated_output_tokens": meter.tokens_output,
+        }
+    ]
     assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
 
 
@@ -271,7 +284,7 @@ async def test_a_slow_reader_slows_the_model() -> None:
     await anext(stream)
     for _ in range(500):
         await asyncio.sleep(0)
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator behind the iterator
+    await stream.aclose()
     assert meter.tokens_output < 100
 
 

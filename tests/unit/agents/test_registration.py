@@ -10,20 +10,10 @@ import pytest
 from cluster.agents.registration import MAX_REGISTRATION_BYTES, parse_registration
 from cluster.agents.spec import AgentSpec, Resources, SpecDefaults
 from cluster.errors import IntegrityError, InvalidRequestError, PayloadTooLargeError
+from cluster.settings import PROJECT_ROOT
 
 DEFAULTS = SpecDefaults("assistant", "local:small", Resources(100, 256 << 20), "public", 7, ("outside",), ("SOC2",))
-EXAMPLE: dict[str, Any] = {
-    "agent_id": "strategic-planner-001",
-    "capabilities": ["market_analysis", "competitive_research", "trend_forecasting"],
-    "security_policy": {
-        "agent_type": "planner",
-        "allowed_tools": ["web_search", "data_analysis", "report_generation"],
-        "resource_limits": {"cpu": "1000m", "memory": "2Gi"},
-        "network_access": ["external_apis"],
-        "data_access_level": "strategic_read_only",
-    },
-    "compliance_requirements": ["SOC2", "GDPR"],
-}
+EXAMPLE: dict[str, Any] = json.loads((PROJECT_ROOT / "examples" / "strategic_planner.json").read_text())
 LEAST = {"agent_id": "a", "capabilities": ["conversation"]}
 
 

@@ -44,7 +44,7 @@ def test_what_is_owed_is_written_first_and_once(tmp_path: Path) -> None:
             owed.pay()
         assert len(owed) == 2
         journal.full = False
-        owed.write(fact(3))
+        owed.write(fact(3), lambda: fact(-3))
         owed.pay()
         assert len(owed) == 0
     assert [f for _, f in all_facts(tmp_path, JournalId(AGENT, 1))] == [fact(n) for n in range(4)]

@@ -1,0 +1,110 @@
+"""Answers an agent's calls: opens the books of each, lets the brain work, and settles before the caller hears anything."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from actors.agent_books import AgentBooks, CallBooks, outcome_of
+from actors.channel import IncomingCall
+from actors.wire import CallAnswer, CallOrder
+from cluster.journal.usage_event import Outcome
+from cluster.telemetry.ecs_log import bind
+
+if TYPE_CHECKING:
+    # LangChain takes a second to import, and this module is also read where no agent lives.
+    from cluster.agents.brain import Brain
+
+# What a slow reader may leave unsent before the model has to wait for it.
+UNSENT_BYTES = 16 << 10
+
+
+class CallHandler:
+    """What the channel runs for each call of one agent."""
+
+    def __init__(self, books: AgentBooks, brain: Brain) -> None:
+        self._books = books
+        self._brain = brain
+
+    async def __call__(self, incoming: IncomingCall) -> bytes:
+        """Return the result frame's body; raises what ends the call otherwise. Either way its last fact is written first."""
+        order = CallOrder.from_bytes(incoming.payload)
+        started = self._books.order
+        entry = CallBooks(self._books, order)
+        entry.admit()
+        with bind(
+            request_id=order.request_id, tenant=started.tenant, agent=str(started.record.spec.agent_id), trace_id=order.trace_id
+        ):
+            try:
+                answer = await self._result(entry, incoming)
+            except BaseException as error:
+                entry.settle(outcome_of(error, incoming.why))
+                raise
+        entry.settle(Outcome.OK)
+        return answer
+
+    async def _result(self, entry: CallBooks, incoming: IncomingCall) -> bytes:
+        # Whatever may fail is done here, before the row that says that nothing did.
+        text = await self._think(entry, incoming)
+        if incoming.why:
+            raise asyncio.CancelledError  # somebody swallowed it; the caller hears all the same that the call was ended
+        answer = CallAnswer(text, entry.meter.finish_reason, entry.meter.model, entry.used()).to_bytes()
+        incoming.check_result(answer)
+        return answer
+
+    async def _think(self, entry: CallBooks, incoming: IncomingCall) -> str:
+        if not incoming.stream:
+            return await self._brain.run(entry.call, entry.meter)
+        # Closed at once, also when sending fails: what the model used has to be on the meter before the call is settled.
+        async with aclosing(self._brain.stream(entry.call, entry.meter)) as pieces, _ChunkPump(incoming) as pump:
+            async for piece in pieces:
+                await pump.put(piece)
+        return ""
+
+
+class _ChunkPump:
+    """Sends a stream's text while the model goes on: what comes in during one send leaves together in the next."""
+
+    def __init__(self, incoming: IncomingCall) -> None:
+        self._incoming = incoming
+        self._held = bytearray()
+        self._wake = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._closing = False
+        self._task = asyncio.ensure_future(self._pump())
+
+    async def put(self, text: str) -> None:
+        """Add text; waits while more than UNSENT_BYTES are unsent; raises what sending raised."""
+        self._held += text.encode("utf-8", "replace")  # models say half of a surrogate pair now and then
+        self._wake.set()
+        while len(self._held) > UNSENT_BYTES and not self._task.done():
+            self._sent.clear()
+            await self._sent.wait()
+        if self._task.done():
+            await self._task
+
+    async def _pump(self) -> None:
+        try:
+            while not (self._closing and not self._held):
+                await self._wake.wait()
+                self._wake.clear()
+                if self._held:
+                    piece = bytes(self._held)
+                    self._held.clear()
+                    await self._incoming.send_chunk(piece)
+                    self._sent.set()
+        finally:
+            self._sent.set()
+
+    async def __aenter__(self) -> _ChunkPump:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._closing = True
+        self._wake.set()
+        if kind is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        else:
+            await self._task

@@ -1,0 +1,1 @@
+"""Whose job it is, and what it used."""

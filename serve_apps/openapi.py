@@ -1,0 +1,136 @@
+"""What /openapi.json says: each route's body, answers, parameters and key, with every schema that they name."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
+
+from cluster.agents.registration import RegistrationRequest
+from serve_apps.chat import ChatRequest
+
+BODIES: Final[tuple[type[BaseModel], ...]] = (ChatRequest, RegistrationRequest)
+_REF: Final = "#/components/schemas/{model}"
+_TEXT: Final = {"type": "string"}
+
+_SCHEMAS: Final[dict[str, Any]] = {
+    "Registered": {
+        "type": "object",
+        "required": ["status", "agent_id", "security_clearance"],
+        "properties": {"status": {"const": "registered"}, "agent_id": _TEXT, "security_clearance": {"const": "validated"}},
+    },
+    "Problem": {
+        "description": "RFC 9457, with `errors` that name each wrong field or failed check.",
+        "type": "object",
+        "required": ["type", "title", "status", "code", "detail"],
+        "properties": {
+            **dict.fromkeys(("type", "title", "code", "detail", "hint", "request_id"), _TEXT),
+            "status": {"type": "integer"},
+            "retry_after_s": {"type": "number"},
+            "errors": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["field", "message"],
+                    "properties": {"field": _TEXT, "message": _TEXT},
+                },
+            },
+        },
+    },
+    "OpenAIError": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {"message": _TEXT, "type": _TEXT, "param": {"type": ["string", "null"]}, "code": _TEXT},
+            }
+        },
+    },
+}
+_PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
+    "register": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "maxLength": 255},
+            "description": "The same key with the same body is answered as the first time.",
+        }
+    ],
+    "chat_completions": [
+        {
+            "name": "X-Deadline-S",
+            "in": "header",
+            "schema": {"type": "number"},
+            "description": "Stop the work after so many seconds.",
+        }
+    ],
+    "list": [
+        {"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this agent id."},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
+    ],
+}
+
+
+class _WithoutDefaults(GenerateJsonSchema):
+    """A field that is left out is completed from the tenant's plan, so what stands in our classes is nobody's default."""
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Return the field's schema alone."""
+        return self.generate_inner(schema["schema"])
+
+
+def summary_of(docstring: str) -> str:
+    """Return what a handler's docstring ("GET /path: what it does.") says after the path."""
+    _, _, text = docstring.partition("\n")[0].partition(": ")
+    return text[:1].upper() + text[1:]
+
+
+def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tuple[int, ...]) -> dict[str, Any]:
+    """Return what the document says of a route beyond its summary."""
+    openai = path.startswith("/v1/")
+    problem = {
+        "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
+    }
+    done: dict[str, Any] = {"application/json": {"schema": _ref("Registered") if name == "register" else {"type": "object"}}}
+    if body is ChatRequest:
+        done["text/event-stream"] = {
+            "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
+        }
+    extra: dict[str, Any] = {
+        "responses": {str(s): {"description": "Done", "content": done} for s in statuses}
+        | {"4XX": {"description": "Refused", "content": problem}, "5XX": {"description": "Failed", "content": problem}},
+    }
+    if not path.startswith("/health/"):
+        extra["security"] = [{"bearer": []}]
+    if body is not None:
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
+    parameters = list(_PARAMETERS.get(name, []))
+    if "{agent_id}" in path:
+        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _TEXT})
+    if parameters:
+        extra["parameters"] = parameters
+    return extra
+
+
+def complete(app: FastAPI) -> None:
+    """Give the document of `app` the schemas and the security scheme that its operations name."""
+    _, bodies = models_json_schema(
+        [(body, "validation") for body in BODIES], ref_template=_REF, schema_generator=_WithoutDefaults
+    )
+    app.openapi_schema = app.openapi() | {
+        "components": {
+            "schemas": _SCHEMAS | bodies["$defs"],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; `up` says which file has the first."}
+            },
+        }
+    }
+
+
+def _ref(model: str) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model)}
