@@ -29,6 +29,8 @@ class CrookedS3:
         self.lose_answers = 0
         # So many PUTs are carried out and their answers end after a few bytes.
         self.tear_answers = 0
+        # So many PUTs reach the store with half of their bytes, and then their connection breaks.
+        self.cut_bodies = 0
         # While it is set requests wait at the door; then they are carried out, however long their sender has been gone.
         self.may_enter = threading.Event()
         self.may_enter.set()
@@ -85,6 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, {"Content-Type": "application/xml"} | asked, f"<Error><Code>{code}</Code></Error>".encode())
             return
         headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
+        if self.command == "PUT" and self.crooked.take("cut_bodies"):
+            self._cut(headers, body)
+            return
         if self.crooked.ignore_conditions:
             headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
         upstream = http.client.HTTPConnection(*self.crooked.upstream, timeout=10)
@@ -103,6 +108,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         with contextlib.suppress(ConnectionError):  # who asked may be gone
             self._answer(answer.status, dict(answer.getheaders()), data)
+
+    def _cut(self, headers: dict[str, str], body: bytes) -> None:
+        upstream = http.client.HTTPConnection(*self.crooked.upstream, timeout=30)
+        upstream.putrequest("PUT", self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body[: len(body) // 2])
+        upstream.close()
+        self.close_connection = True
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward  # noqa: N815  # the names that http.server calls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from cluster.lake.backoff import LONGEST_S
 from cluster.lake.layout import raw_prefix
 from cluster.lake.ship import Shipper
 from cluster.lake.verify import verify_raw
+from cluster.storage.object_store import PutOutcome
 from cluster.storage.s3_object_store import S3ObjectStore
 from tests.lake_samples import AGENT, make_calls
 from tests.servers.crooked_s3 import CrookedS3, running_crooked_s3
@@ -50,12 +52,13 @@ TROUBLES: dict[str, Act] = {
     "hangs, and carries it out later": lambda crooked: crooked.may_enter.clear(),
     "connection refused": lambda crooked: crooked.go_away(),
     "answer lost": lambda crooked: setattr(crooked, "lose_answers", ALL),
+    "cut in the middle of a PUT": lambda crooked: setattr(crooked, "cut_bodies", ALL),
     "answer torn": lambda crooked: setattr(crooked, "tear_answers", ALL),
 }
 
 
 def put_right(crooked: CrookedS3) -> None:
-    crooked.refuse = crooked.lose_answers = crooked.tear_answers = 0
+    crooked.refuse = crooked.lose_answers = crooked.tear_answers = crooked.cut_bodies = 0
     crooked.may_enter.set()
     crooked.go_away()
     crooked.listen()
@@ -124,6 +127,19 @@ def test_threat_64_nothing_is_dropped_and_nothing_counted_twice(node: Node, croo
         report = shipper.step()
         assert (report.store_error, report.backlog_bytes, report.conflicts) == ("", 0, 0)
     node.check(ids)
+
+
+def test_threat_65_half_an_object_is_never_visible(node: Node, crooked: CrookedS3) -> None:
+    """Control: S3ObjectStore.put_if_absent, one PUT of a known length. One that was cut left nothing, under no name."""
+    data, before = bytes(range(256)) * 4_000, [o.key for o in node.straight.list("")]
+    crooked.cut_bodies = ALL
+    with pytest.raises(StorageError):
+        node.crooked.put_if_absent("half", data, sha256=hashlib.sha256(data).hexdigest())
+    assert [o.key for o in node.straight.list("")] == before
+    assert node.straight.head("half") is None
+    put_right(crooked)
+    assert node.crooked.put_if_absent("half", data, sha256=hashlib.sha256(data).hexdigest()) is PutOutcome.CREATED
+    assert node.straight.get("half") == data
 
 
 def test_a_shipper_that_is_replaced_in_the_middle_of_trouble(node: Node, crooked: CrookedS3) -> None:
