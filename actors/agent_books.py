@@ -235,7 +235,10 @@ class CallBooks:
         before_us = books.clock.monotonic_us()
         books.settle(Fact(Stream.USAGE, event.to_body()), lambda: Fact(Stream.USAGE, _unheard(event).to_body()))
         books.metrics.stage(Stage.JOURNAL, books.clock.monotonic_us() - before_us)
+        books.metrics.stage(Stage.QUEUE, meter.turn_wait_us)
         books.metrics.stage(Stage.AGENT_RUN, used.latency_us)
+        if used.tool_calls:
+            books.metrics.stage(Stage.TOOL, meter.tools_us)
         books.metrics.call(books.order.tenant, outcome.value, used.latency_us)
 
 
