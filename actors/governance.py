@@ -24,6 +24,7 @@ from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import SovereignError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
+from cluster.journal.gate import JournalGate
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
@@ -63,6 +64,7 @@ class GovernanceActor:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="governance")
         self._registering = ThreadPoolExecutor(THREADS, thread_name_prefix="registering")
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "governance")
+        self._gate = open_gate(self._settings)
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
@@ -85,6 +87,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         request = parse_registration(body)
+        self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
         registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
@@ -127,6 +130,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "model")
+        self._gate.check()
         await self._run(partial(self._registrar.check_invocation, who, agent))
         return (await self._processes.resolve(who.tenant, agent, who.subject, not_generation)).to_json()
 
@@ -186,6 +190,13 @@ def open_registrar(settings: Settings) -> Registrar:
     from cluster import wiring
 
     return wiring.build_registrar(settings)
+
+
+def open_gate(settings: Settings) -> JournalGate:
+    """Return what says whether this node may take on anything new."""
+    from cluster import wiring
+
+    return wiring.journal_gate(settings)
 
 
 @cache
