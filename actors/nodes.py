@@ -69,6 +69,13 @@ class KnownNodes:
         """Return Ray's label selector of the agent; empty when it may be anywhere."""
         return selector(dict(spec.node_labels), self.cordoned)
 
+    def allow(self, spec: AgentSpec, name: str) -> bool:
+        """Return whether the agent may be on the node of that name, where it would take the process of another one."""
+        node = next((n for n in self._nodes if n.name == (name or self.home)), None)
+        if node is None:
+            return not spec.node_labels and name not in self.cordoned
+        return node.name not in self.cordoned and node.has(dict(spec.node_labels))
+
 
 def to_public(node: Node, cordoned: bool, agents: int) -> dict[str, Any]:
     """Return a node as operators see it; `agents` live on it."""

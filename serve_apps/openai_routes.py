@@ -131,8 +131,8 @@ class OpenAIRoutes:
                 last += chunk(invocation_id=invocation_id, agent_id=agent_id, created_s=created_s, usage=answer.usage)
             yield last + b"data: [DONE]\n\n"
         except SovereignError as error:
-            self._edge.record(error, exchange, "/v1/chat/completions")
-            yield event({"error": openai_error(error)})
+            told = self._edge.record(error, exchange, "/v1/chat/completions")
+            yield event({"error": openai_error(told)})
         except Exception:
             yield event({"error": openai_error(InternalError("The gateway failed."))})
             raise

@@ -91,6 +91,12 @@ class Metrics:
         self._rows = Counter("sovereign_shipped_rows", "Rows that reached the lake.", ["stream"], registry=registry)
         self._segments = Counter("sovereign_shipped_segments", "Objects that reached the lake.", registry=registry)
         self._backlog = Gauge("sovereign_ship_backlog_bytes", "Journal bytes that wait to be shipped.", registry=registry)
+        self._limit = Gauge(
+            "sovereign_ship_backlog_limit_bytes", "Journal bytes at which nothing new is admitted.", registry=registry
+        )
+        self._stuck = Gauge(
+            "sovereign_ship_stuck_seconds", "For how long nothing was shipped; 0 while all is well.", registry=registry
+        )
         self._journals = Gauge("sovereign_live_journals", "Journals that are being written.", registry=registry)
         self._lost = Counter("sovereign_lost_calls", "Calls of ended processes without a last usage event.", registry=registry)
         self._torn = Counter(
@@ -190,6 +196,12 @@ class Metrics:
         self._store_failures.inc(bool(step.store_error))
         self._alarms.labels("broken_journal").inc(step.broken_journals)
         self._alarms.labels("conflict").inc(step.conflicts)
+
+    def waiting(self, backlog_bytes: int, limit_bytes: int, stuck_s: float) -> None:
+        """Say how many bytes wait for the lake now, how many may, and for how long nothing was shipped."""
+        self._backlog.set(backlog_bytes)
+        self._limit.set(limit_bytes)
+        self._stuck.set(stuck_s)
 
     def flush(self) -> None:
         """Write the snapshot now; a disk that is full or gone is left for the next time."""

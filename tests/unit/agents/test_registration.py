@@ -87,8 +87,9 @@ def test_the_digest_names_what_is_asked_and_not_how() -> None:
 def test_a_spec_is_read_back_as_it_was() -> None:
     """A stored spec is the same spec; what is not one raises IntegrityError."""
     spec = parse_registration(EXAMPLE).to_spec(DEFAULTS)
-    for spec in (spec, parse_registration(changed("node_labels", {"zone": "a"})).to_spec(DEFAULTS)):
-        assert AgentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    placed = parse_registration(changed("node_labels", {"zone": "a"})).to_spec(DEFAULTS)
+    for whole in (spec, placed):
+        assert AgentSpec.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     for broken in ({}, spec.to_json() | {"agent_id": "../x"}, spec.to_json() | {"labels": None}):
         with pytest.raises(IntegrityError):
             AgentSpec.from_json(broken)
