@@ -7,6 +7,7 @@ both. It answers in JSON bytes (`{"ok": …}` or `{"problem": …}`), so that no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import warnings
@@ -175,7 +176,22 @@ class GovernanceActor:
         known = self._processes.nodes
         known.learn(await self._run(nodes_of_ray))
         agents = Counter(live.node or known.home for live in self._processes.live)
-        return {"nodes": [to_public(node, node.name in known.cordoned, agents[node.name]) for node in known.all]}
+        waiting = await self._unshipped()
+        return {
+            "nodes": [
+                to_public(node, node.name in known.cordoned, agents[node.name]) | {"unshipped": waiting.get(node.name, "")}
+                for node in known.all
+            ]
+        }
+
+    async def _unshipped(self) -> dict[str, str]:
+        """Return the nodes that are gone and whose journals can't be shipped, each with the reason."""
+        home = next((n.ray_id for n in self._processes.nodes.all if n.head and n.alive), "")
+        with contextlib.suppress(RayError, ValueError, TimeoutError):
+            shipper = await self._run(partial(find, shipper_name(home)))
+            said: dict[str, str] = json.loads(await asyncio.wait_for(shipper.waiting.remote(), FLUSH_TIMEOUT_S))
+            return said
+        return {}
 
     @_answered
     async def drain_node(self, name: str, actor: str) -> dict[str, Any]:

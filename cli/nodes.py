@@ -186,7 +186,7 @@ def _render(console: Console, nodes: list[dict[str, Any]]) -> None:
     rows = [
         [
             node["name"] + (" (head)" if node["head"] else ""),
-            node["state"],
+            node["state"] + (f"; its journals wait: {node['unshipped']}" if node["unshipped"] else ""),
             node["agents"],
             node["cpu"],
             node["memory"],
