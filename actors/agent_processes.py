@@ -29,7 +29,7 @@ from cluster.admission.registrar import Registrar
 from cluster.admission.registry import DeposedError, LiveRow
 from cluster.agents.life import PROCESS_PREFIX
 from cluster.agents.record import AgentRecord
-from cluster.agents.spec import Resources
+from cluster.agents.spec import AgentSpec, Resources
 from cluster.errors import (
     IllegalTransitionError,
     NotFoundError,
@@ -191,7 +191,7 @@ class AgentProcesses:
         spec, life = order.record.spec, order.record.life(order.generation)
         if life is None:
             raise StaleGenerationError(f"Generation {order.generation} of agent {spec.agent_id} is over before it began.")
-        await self._take_room(spec.agent_id, spec.resources)
+        await self._take_room(spec)
         try:
             where = self.nodes.selector(spec)
             start = AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process, where)
@@ -207,7 +207,7 @@ class AgentProcesses:
 
         A fresh process costs seconds of CPU, so this is what lets more agents be at work than there is room for.
         """
-        wanted, fits = order.record.spec.resources, self._room.fits(order.record.spec.resources)
+        wanted, fits = order.record.spec.resources, self._fits(order.record.spec)
         if fits and not self.pool.empty:
             return None
         idle_s = REBIND_IDLE_S if fits else 0.0
@@ -277,18 +277,23 @@ class AgentProcesses:
                 await self._gone(key, life.generation, "lost")
             return await self._run(begin)
 
-    async def _take_room(self, agent: AgentId, wanted: Resources) -> None:
-        """Count `wanted` as held, after ending agents that have nothing to do if need be; those idle longest go first.
+    def _fits(self, spec: AgentSpec) -> bool:
+        """Return whether there is room for the agent, over all nodes and on one of those that it may be on."""
+        return self._room.fits(spec.resources) and self.nodes.have_place(spec, ((x.node, x.resources) for x in self.live))
 
-        Raises UnavailableError at once when that is not enough.
+    async def _take_room(self, spec: AgentSpec) -> None:
+        """Count what the agent declares as held, after ending agents that have nothing to do where it may be, if need be.
+
+        Those idle longest go first. Raises UnavailableError at once when that is not enough.
         """
-        if not self._room.fits(wanted):
-            for live in await self._idle(list(self.live)):
-                if await self._end_idle(live) and self._room.fits(wanted):
+        wanted = spec.resources
+        if not self._fits(spec):
+            for live in await self._idle([x for x in self.live if self.nodes.allow(spec, x.node)]):
+                if await self._end_idle(live) and self._fits(spec):
                     break
-            if not self._room.fits(wanted):
+            if not self._fits(spec):
                 raise UnavailableError(
-                    f"There is no room for agent {agent} now: it declares {wanted.cpu_milli}m CPU and "
+                    f"There is no room for agent {spec.agent_id} now: it declares {wanted.cpu_milli}m CPU and "
                     f"{wanted.memory_bytes >> 20} MiB, and the agents that hold them are at work.",
                     hint="Retry in a moment. SOVEREIGN_NUM_CPUS and SOVEREIGN_MEMORY_BYTES say what agents share.",
                     retry_after_s=1,

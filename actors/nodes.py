@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import ray
@@ -64,6 +64,21 @@ class KnownNodes:
         """Return when some node could hold the agent, were it empty; raises NoNodeError."""
         if self._nodes:
             require_node(spec.resources, dict(spec.node_labels), self._nodes, self.cordoned)
+
+    def have_place(self, spec: AgentSpec, held: Iterable[tuple[str, Resources]]) -> bool:
+        """Return whether one of the nodes that the agent may be on has room for it beside what agents hold, by node.
+
+        With one node, what is free over all nodes says so better: it counts what others hold too.
+        """
+        there = [node for node in self._nodes if node.alive]
+        if len(there) < 2:
+            return True
+        free = {node.name: node.total for node in there if self.allow(spec, node.name)}
+        for name, holds in held:
+            if (left := free.get(name or self.home)) is not None:
+                free[name or self.home] = Resources(left.cpu_milli - holds.cpu_milli, left.memory_bytes - holds.memory_bytes)
+        wanted = spec.resources
+        return any(wanted.cpu_milli <= x.cpu_milli and wanted.memory_bytes <= x.memory_bytes for x in free.values())
 
     def selector(self, spec: AgentSpec) -> dict[str, str]:
         """Return Ray's label selector of the agent; empty when it may be anywhere."""

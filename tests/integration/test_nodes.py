@@ -104,6 +104,18 @@ def test_no_process_is_waited_for_that_no_node_can_hold(nodes: Nodes) -> None:
     assert int(refused.headers["retry-after"]) > 0
 
 
+def test_a_full_node_makes_room_though_others_are_empty(nodes: Nodes) -> None:
+    """Agents that have nothing to do are ended where the one that is called may be (control: actors/nodes.py have_place)."""
+    cluster = nodes.cluster
+    # Of different sizes, so that none can take over the process of another.
+    for agent, cpu in (("large", "2500m"), ("larger", "2600m")):
+        assert cluster.register(agent, model="scripted:ok", cpu=cpu, node_labels={"zone": "a"}).status_code == 201
+        assert cluster.ask(agent).status_code == 200
+        assert journal_folder(cluster, agent) == nodes.a
+    for agent in ("large", "larger"):
+        assert cluster.http.delete(f"/api/v1/agents/{agent}").status_code == 200
+
+
 def test_a_drained_nodes_agents_wake_elsewhere(nodes: Nodes) -> None:
     """A drain ends the node's agents and ships what they wrote; nothing new is placed there until it is resumed.
 

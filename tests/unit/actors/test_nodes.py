@@ -60,3 +60,19 @@ def test_an_operator_sees_a_node_that_is_gone_as_gone() -> None:
     }
     assert to_public(OTHER, cordoned=True, agents=0)["state"] == "drained"
     assert to_public(replace(OTHER, alive=False), cordoned=True, agents=0)["state"] == "gone"
+
+
+def test_room_on_two_nodes_is_not_room_on_one(known: KnownNodes) -> None:
+    """What is free on a node that the agent may not be on, or in parts on several, is no place for it."""
+    small, large = Resources(100, 1 << 20), Resources(2_400, 1 << 20)
+    free = [("", large), ("w1", Resources(1_900, 1 << 20))]
+    assert known.have_place(spec(), free)
+    assert not known.have_place(spec(), [*free, ("", small), ("w1", small)])
+    assert not known.have_place(spec(zone="a"), [("w1", Resources(1_950, 1 << 20))])
+    assert known.have_place(spec(zone="a"), [("head", large), ("", large)])
+
+
+def test_with_one_node_all_that_is_free_is_there(known: KnownNodes) -> None:
+    """Then the account over everything is the better one."""
+    known.learn([HEAD, replace(OTHER, alive=False)])
+    assert known.have_place(spec(), [("", Resources(9_000, 1 << 40))])
