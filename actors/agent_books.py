@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from typing import Any
 
 from actors.channel.incoming_call import Why
@@ -22,6 +23,8 @@ from cluster.telemetry.metrics import Metrics, Stage
 
 # How long the call that woke an agent may take to reach it.
 FIRST_CALL_US = 5_000_000
+# How many calls say how long calls take now.
+LAST_CALLS = 64
 # A call under which the process closes is as lost as one under which it dies.
 _STOPPED: dict[Why, Outcome] = {"deadline": Outcome.DEADLINE, "closing": Outcome.LOST}
 _LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large")
@@ -40,6 +43,8 @@ class AgentBooks:
         self.running = 0
         # Calls that were settled.
         self.ended = 0
+        # What the last ones took.
+        self._took_us: deque[int] = deque(maxlen=LAST_CALLS)
         # A fresh agent was started for a call that is on its way, so it is not idle yet.
         self._quiet_since_us = clock.monotonic_us() + FIRST_CALL_US
 
@@ -52,8 +57,14 @@ class AgentBooks:
         """Note that a call was admitted."""
         self.running += 1
 
-    def left(self) -> None:
+    @property
+    def p95_s(self) -> float:
+        """What 95 of 100 of the last calls took at most; 0 before the first."""
+        return sorted(self._took_us)[int(len(self._took_us) * 0.95)] / 1e6 if self._took_us else 0.0
+
+    def left(self, took_us: int) -> None:
         """Note that a call was settled."""
+        self._took_us.append(took_us)
         self.running -= 1
         self.ended += 1
         self._quiet_since_us = self.clock.monotonic_us()
@@ -151,7 +162,7 @@ class CallBooks:
     def settle(self, outcome: Outcome) -> None:
         """Write the last fact, once, before the caller hears anything. Who was cut off by the platform does not pay."""
         books, order, meter, used = self._books, self._order, self.meter, self.used()
-        books.left()
+        books.left(used.latency_us)
         now_us = books.clock.now_us()
         resources = books.order.record.spec.resources
         event = UsageEvent(

@@ -83,7 +83,9 @@ class GovernanceClient:
         """Return the agent's answer to `text`; its usage fact is in the journal before this returns."""
         order = self._order(text, conversation_id)
         return CallAnswer.from_bytes(
-            await self._directory.call(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+            await self._directory.call(
+                self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
+            )
         )
 
     async def stream(
@@ -91,7 +93,9 @@ class GovernanceClient:
     ) -> AsyncIterator[str]:
         """Yield the agent's answer to `text` piece by piece; leaving early stops the agent's work."""
         order = self._order(text, conversation_id)
-        stream = await self._directory.stream(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+        stream = await self._directory.stream(
+            self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
+        )
         try:
             async for piece in stream:
                 yield piece.decode()

@@ -175,12 +175,12 @@ async def test_without_room_an_idle_agents_process_becomes_the_one_that_is_calle
 ) -> None:
     """No process is started and none is killed; the idle one is passive, and is woken the same way when it is called."""
     (handle,) = ray.actors.values()
-    found = await crowded.resolve(TENANT, NEXT, "key:test", 0)
+    (found,) = await crowded.resolve(TENANT, NEXT, "key:test", 0)
     assert (found.port, found.generation, handle.became, ray.killed) == (2, 1, ["next"], [])
     assert state(registrar, IDLE) == "passive"
     assert [x.key[1] for x in crowded.live] == ["next"]
     handle.status = SimpleNamespace(remote=answers(NEXT, 1))
-    assert (await crowded.resolve(TENANT, IDLE, "key:test", 0)).generation == 2
+    assert (await crowded.resolve(TENANT, IDLE, "key:test", 0))[0].generation == 2
     assert handle.became == ["next", "idle"]
 
 
@@ -235,7 +235,7 @@ async def test_an_end_that_the_store_did_not_take_is_recorded_later(
     """A removed agent's quota comes back although the second transaction failed at first."""
     found = await processes(settings, registrar)
     handle, key = Handle(asyncio.Event().wait), (str(TENANT), str(AGENT))
-    found.live.put(AgentProcess(handle, process(registrar), key, "127.0.0.1", 1, 1, Resources(100, 1 << 20)))
+    found.live.put(AgentProcess(handle, process(registrar), key, "127.0.0.1", 1, 1, registrar.get(TENANT, AGENT).spec))
     marked, mark = asyncio.Event(), registrar.mark_passive
     loop = asyncio.get_running_loop()
     failures = [UnavailableError("The store is busy."), StorageError("The disk is full.")]
