@@ -41,6 +41,9 @@ class GovernanceClient:
         *,
         model: str | None = None,
         instructions: str | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        target_queue: int | None = None,
         idempotency_key: str = "",
     ) -> dict[str, Any]:
         """Register an agent, or find it registered already; nothing is started.
@@ -56,6 +59,9 @@ class GovernanceClient:
             "compliance_requirements": None if compliance_requirements is None else list(compliance_requirements),
             "model": model,
             "instructions": instructions,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "target_queue": target_queue,
         }
         body |= {k: v for k, v in optional.items() if v is not None}
         answer = await self._governance.call("register", self._principal.to_json(), orjson.dumps(body), uuid7(), idempotency_key)
