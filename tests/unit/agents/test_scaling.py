@@ -91,6 +91,15 @@ def test_a_lull_takes_replicas_only_when_it_lasts() -> None:
         assert (now, got) == (now, wanted)
 
 
+def test_the_most_that_was_wanted_during_a_lull_stays() -> None:
+    """A wave within the delay is taken for what comes again."""
+    spec, trend, now = a_spec(most=4), Trend(), 0.0
+    for calls in (0, 5, 0):
+        got, trend = desired_replicas([ReplicaLoad(calls)] * 4, spec, trend, now)
+        now += DOWN_DELAY_S / 2
+    assert got == 3
+
+
 def test_slow_calls_make_it_wait_longer_but_not_for_ever() -> None:
     """Twice what its slow calls take, up to a bound."""
     assert set(run(a_spec(), 2, 0, 19.5, p95_s=10.0)) == {2}
