@@ -1,4 +1,4 @@
-"""One live agent: a Ray actor that holds a brain, listens on the channel, and writes each fact before it answers."""
+"""The process of an agent: a Ray actor that is one agent after the other, all of one tenant, each under its own generation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import json
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from actors.agent_books import AgentBooks
 from actors.call_handler import CallHandler
 from actors.channel import ChannelServer
-from actors.heap import settle
+from actors.heap import Leavings, settle
 from actors.start_order import StartOrder
 from cluster.clock import SystemClock
+from cluster.errors import IllegalTransitionError
 from cluster.identity.grants import GrantVerifier
 from cluster.journal.writer import JournalWriter
 from cluster.telemetry.ecs_log import configure_logging
@@ -24,41 +25,89 @@ from cluster.telemetry.metrics import Metrics
 
 
 class AgentActor:
-    """The process of one agent generation. Ray starts and supervises it; calls come over its own socket."""
+    """The process of one agent generation at a time. Ray starts and supervises it; calls come over its own socket."""
 
     def __init__(self, order: bytes) -> None:
         """Begin to become the agent that `order` names; `start` waits for it."""
         self._agent: LiveAgent | None = None
+        self._leavings: Leavings | None = None
         # Of the last governor that watches; those of dead ones would hold places of this actor for ever.
         self._watched = asyncio.Event()
+        # Before there is an agent, because what is set aside is never freed.
+        settle(collect=False)
         # On a thread, so that it goes on while Ray tells everybody that this actor is there.
         thread = ThreadPoolExecutor(1, thread_name_prefix="start")
-        self._built = thread.submit(LiveAgent, StartOrder.from_bytes(order))
+        self._built: Future[LiveAgent] | None = thread.submit(LiveAgent, StartOrder.from_bytes(order))
         thread.shutdown(wait=False)
 
     async def start(self, agent_key: bytes) -> bytes:
         """Answer calls whose grants are made with `agent_key`; returns JSON `{"host", "port"}`."""
+        if self._built is None:
+            raise IllegalTransitionError("This process has been started before.")
         agent = await asyncio.wrap_future(self._built)
+        self._built = None  # or the agent would stay here when the process is another one's
         await agent.listen(agent_key)
-        self._agent = agent
+        self._agent, self._leavings = agent, Leavings(agent.declared_bytes)
         return json.dumps(agent.address()).encode()
 
     async def status(self) -> bytes:
         """Return JSON: address, pid, generation, calls under way, and what is enforced or only advisory."""
         return json.dumps(self._agent.status() if self._agent else {"state": "blank"}).encode()
 
-    async def watch(self, idle_s: float) -> str:
-        """Return "idle" when no call has run for `idle_s`, and "watched" when somebody else asks; else not while it lives.
+    async def watch(self, idle_s: float, report_s: float) -> bytes:
+        """Return JSON `{"news", "load"}` when there is news, not more often than every `report_s`.
 
-        Whoever awaits it learns of this process's end at once, by Ray's error.
+        "idle": no call has run for `idle_s`. "load": calls have come or gone. "watched": somebody else asks, or this process
+        is another agent's now. Whoever awaits it learns of this process's end at once, by Ray's error.
         """
         self._watched.set()
         mine = self._watched = asyncio.Event()
-        while (left_s := idle_s - (self._agent.idle_s if self._agent else 0.0)) > 0:
+        agent = self._agent
+        while agent is not None and agent is self._agent:
+            seen, left_s = agent.calls_so_far, idle_s - agent.idle_s
+            if left_s <= 0:
+                return _news("idle", agent)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(mine.wait(), left_s)
-                return "watched"
-        return "idle"
+                await asyncio.wait_for(mine.wait(), min(left_s, report_s))
+                break
+            if agent is self._agent and agent.calls_so_far != seen:
+                return _news("load", agent)
+        return b'{"news": "watched"}'
+
+    async def vacate(self, timeout_s: float) -> str:
+        """Close the agent when it has nothing to do, so that this process may become another one.
+
+        Returns "vacant"; "busy", and nothing has changed; or "ended" when so much memory is left behind that the next agent
+        would start with too little: then this process ends.
+        """
+        agent, leavings = self._agent, self._leavings
+        if agent is None or leavings is None or agent.calls or agent.idle_s <= 0:
+            return "busy"
+        self._agent = None
+        self._watched.set()
+        try:
+            await agent.drain(timeout_s)
+        except BaseException:
+            self._exit()
+            raise
+        del agent
+        if not await asyncio.to_thread(leavings.few):
+            self._exit()
+            return "ended"
+        return "vacant"
+
+    async def rebind(self, order: bytes, agent_key: bytes) -> bytes:
+        """Become the agent that `order` names; returns what `start` returns. A failure ends the process."""
+        if self._agent is not None:
+            raise IllegalTransitionError("This process is another agent's, and was not vacated.")
+        try:
+            agent = await asyncio.to_thread(LiveAgent, StartOrder.from_bytes(order))
+            await agent.listen(agent_key)
+        except BaseException:
+            self._exit()
+            raise
+        self._agent = agent
+        return json.dumps(agent.address()).encode()
 
     async def drain(self, timeout_s: float, only_idle: bool = False) -> bool:
         """Refuse new calls, let running ones end for at most `timeout_s`, close the journal and exit.
@@ -69,8 +118,16 @@ class AgentActor:
             if only_idle and self._agent.calls:
                 return False
             await self._agent.drain(timeout_s)
-        threading.Timer(0.05, os._exit, (0,)).start()  # after the answer has left
+        self._exit()
         return True
+
+    @staticmethod
+    def _exit() -> None:
+        threading.Timer(0.05, os._exit, (0,)).start()  # after the answer has left
+
+
+def _news(news: str, agent: LiveAgent) -> bytes:
+    return json.dumps({"news": news, "load": agent.load()}).encode()
 
 
 class LiveAgent:
@@ -87,7 +144,9 @@ class LiveAgent:
         journal = JournalWriter(
             settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
         )
-        books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
+        books = AgentBooks(
+            order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock, wiring.journal_gate(settings)
+        )
 
         def end_over_limit(held: int, allowed: int) -> None:
             books.over_limit(f"held {held} bytes of {allowed} allowed")
@@ -120,7 +179,6 @@ class LiveAgent:
             on_refusal=self._books.refused_call,
         )
         self._port = await self._server.start(settings.host)
-        settle(collect=False)
 
     @property
     def calls(self) -> int:
@@ -131,6 +189,20 @@ class LiveAgent:
     def idle_s(self) -> float:
         """Seconds since the last call ended; 0 while one runs."""
         return self._books.idle_s
+
+    @property
+    def declared_bytes(self) -> int:
+        """The memory that this agent may use."""
+        return self._order.record.spec.resources.memory_bytes
+
+    @property
+    def calls_so_far(self) -> tuple[int, int]:
+        """Calls under way, and calls that have ended: no call comes or goes without changing it."""
+        return self.calls, self._books.ended
+
+    def load(self) -> dict[str, Any]:
+        """Return what it has to do."""
+        return {"calls": self.calls, "idle_s": self.idle_s}
 
     def address(self) -> dict[str, Any]:
         """Return where this agent answers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,17 +19,20 @@ from cluster.agents.spec import Resources
 START_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
-# What the names of agents' actors begin with.
-PREFIX = "agent:"
+# Between two reports of what a process has to do.
+REPORT_S = 0.5
 # Tenant and agent id.
 Key = tuple[str, str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class AgentProcess:
     """A process that answers under one generation."""
 
     handle: Handle
+    # The name of the Ray actor, which it keeps when it becomes another agent.
+    name: str
+    key: Key
     host: str
     port: int
     generation: int
@@ -36,15 +40,20 @@ class AgentProcess:
     resources: Resources
     # What is enforced on it; None until it said so.
     enforcement: dict[str, Any] | None = None
+    # Since when it has had no call, by the monotonic clock, as it last said; None when it had one.
+    idle_since: float | None = None
 
     @classmethod
-    async def start(cls, order: StartOrder, agent_key: bytes) -> Self:
-        """Create the actor and wait until it answers; raises what Ray raises or TimeoutError, and then nothing is left of it."""
+    async def start(cls, order: StartOrder, agent_key: bytes, name: str) -> Self:
+        """Create the actor under `name` and wait until it answers.
+
+        Raises what Ray raises or TimeoutError, and then nothing is left of it.
+        """
         resources = order.record.spec.resources
         handle = create(
             AgentActor,
             order.to_bytes(),
-            name=actor_name((order.tenant, order.record.spec.agent_id), order.generation),
+            name=name,
             cpus=resources.cpu_milli / 1000,
             memory_bytes=resources.memory_bytes,
             restarts=False,  # only governance revives
@@ -56,35 +65,69 @@ class AgentProcess:
         except BaseException:
             kill(handle)
             raise
-        return cls(handle, status["host"], status["port"], order.generation, resources)
+        return cls(handle, name, order.key, status["host"], status["port"], order.generation, resources)
 
     @classmethod
-    def find(cls, key: Key, generation: int, resources: Resources) -> Self:
-        """Return a generation that another governor started; ValueError when there is no actor. Blocks: not for event loops."""
-        return cls(find(actor_name(key, generation)), "", 0, generation, resources)
+    def find(cls, name: str, key: Key, generation: int, resources: Resources) -> Self:
+        """Return a process that another governor started; ValueError when there is no actor. Blocks: not for event loops."""
+        return cls(find(name), name, key, "", 0, generation, resources)
+
+    async def vacate(self) -> str:
+        """Let it close its agent when that has nothing to do; returns what became of it.
+
+        "vacant": it is nobody's, and `rebind` may make it another agent. "busy": it goes on as it was. "ended": it has
+        ended, or is not worth keeping and ends now.
+        """
+        try:
+            return str(await asyncio.wait_for(self.handle.vacate.remote(DRAIN_TIMEOUT_S), DRAIN_TIMEOUT_S + 2))
+        except (RayError, TimeoutError):
+            self.kill()
+            return "ended"
+
+    async def rebind(self, order: StartOrder, agent_key: bytes) -> Self:
+        """Make a vacant process the agent of `order`; raises what `start` raises, and then nothing is left of it."""
+        try:
+            answer = await asyncio.wait_for(self.handle.rebind.remote(order.to_bytes(), agent_key), START_TIMEOUT_S)
+        except BaseException:
+            self.kill()
+            raise
+        status = json.loads(answer)
+        return type(self)(self.handle, self.name, order.key, status["host"], status["port"], order.generation, self.resources)
 
     async def adopt(self) -> bool:
-        """Learn where it answers; returns whether it says so within STATUS_TIMEOUT_S."""
+        """Learn where it answers; returns whether it says within STATUS_TIMEOUT_S that it is this very generation."""
         status = await self.status()
-        if status is None or status["state"] != "live":
+        if status is None:
             return False
         self.host, self.port, self.enforcement = status["host"], status["port"], status["enforcement"]
         return True
 
     async def status(self) -> dict[str, Any] | None:
-        """Return what the agent says of itself, or None when it does not within STATUS_TIMEOUT_S."""
+        """Return what the agent says of itself; None when it does not within STATUS_TIMEOUT_S, or is another by now."""
         try:
             status: dict[str, Any] = json.loads(await asyncio.wait_for(self.handle.status.remote(), STATUS_TIMEOUT_S))
         except (RayError, TimeoutError):
             return None
-        return status
+        mine = status["state"] == "live" and ((status["tenant"], status["agent_id"]), status["generation"]) == (
+            self.key,
+            self.generation,
+        )
+        return status if mine else None
 
     async def watch(self, idle_s: float) -> str:
-        """Wait until it has had no call for `idle_s` ("idle"), another governor watches ("watched"), or it is gone ("gone")."""
+        """Wait for news of it, and keep what it says of its load.
+
+        "idle": it has had no call for `idle_s`. "load": it has had calls since it was asked last. "watched": somebody else
+        watches, or it became another agent. "gone": it is.
+        """
         try:
-            return str(await self.handle.watch.remote(idle_s))
+            news = json.loads(await self.handle.watch.remote(idle_s, REPORT_S))
         except RayError:
             return "gone"
+        if "load" in news:
+            idle_for_s = news["load"]["idle_s"]
+            self.idle_since = time.monotonic() - idle_for_s if idle_for_s > 0 else None
+        return str(news["news"])
 
     async def drain(self, *, only_idle: bool = False) -> bool:
         """End the process when its calls have ended; returns False when `only_idle` and it has something to do."""
@@ -98,14 +141,13 @@ class AgentProcess:
             self.kill()
         return True
 
+    def idle_for_s(self) -> float:
+        """Return for how long it has had no call, by what it said last; 0 when it had one."""
+        return 0.0 if self.idle_since is None else time.monotonic() - self.idle_since
+
     def kill(self) -> None:
         """End the process at once."""
         kill(self.handle)
-
-
-def actor_name(key: Key, generation: int) -> str:
-    """Return the Ray name of one generation; it keeps a killed actor's name from ever leading to a later one."""
-    return f"{PREFIX}{key[0]}:{key[1]}:g{generation}"
 
 
 def kill_by_name(name: str) -> None:

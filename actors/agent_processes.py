@@ -10,21 +10,23 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 
-from actors.agent_process import PREFIX, AgentProcess, Key, actor_name, kill_by_name
+from actors.agent_process import AgentProcess, Key, kill_by_name
+from actors.live_agents import LiveAgents
 from actors.ray_actors import names
+from actors.resolved import Resolved
 from actors.room import Room, account_of_ray
 from actors.start_order import StartOrder
 from actors.wake_queue import WakeQueue
 from actors.warm_pool import WarmPool
 from cluster.admission.registrar import Registrar
 from cluster.admission.registry import DeposedError, LiveRow
+from cluster.agents.life import PROCESS_PREFIX
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import Resources
 from cluster.errors import (
@@ -47,6 +49,8 @@ T = TypeVar("T")
 TICKET_TTL_S = 300.0
 SETTLE_DELAY_S = 0.1
 ACCOUNT_INTERVAL_S = 2.0
+# While there is room, an agent that was called so lately keeps its process, and who wakes starts cold.
+REBIND_IDLE_S = 1.0
 # Starts that may wait for their turn.
 WAITING_WAKES = 1024
 # Between tries to record an end that the store did not take.
@@ -61,34 +65,6 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Where an agent answers, and the session under which it may be called; secret, never logged."""
-
-    host: str
-    port: int
-    generation: int
-    ticket: bytes
-    session_key: bytes
-    expires_us: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "generation": self.generation,
-            "ticket": self.ticket.hex(),
-            "session_key": self.session_key.hex(),
-            "expires_us": self.expires_us,
-        }
-
-    @classmethod
-    def from_json(cls, d: dict[str, Any]) -> Resolved:
-        """Return what `to_json` wrote."""
-        return cls(**(d | {"ticket": bytes.fromhex(d["ticket"]), "session_key": bytes.fromhex(d["session_key"])}))
-
-
 class AgentProcesses:
     """Every live agent by tenant and id. For one event loop; its death loses nothing that `recover` does not find."""
 
@@ -101,7 +77,7 @@ class AgentProcesses:
         self.pool = WarmPool(settings.warm_pool, metrics)
         self._queue = WakeQueue(at_once=settings.wakes_at_once, waiting=WAITING_WAKES)
         self._room = Room()
-        self.live: dict[Key, AgentProcess] = {}
+        self.live = LiveAgents(metrics)
         self._starting: dict[Key, asyncio.Task[AgentProcess]] = {}
         # One step of an agent's life at a time; a lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
@@ -115,9 +91,9 @@ class AgentProcesses:
         Raises NotFoundError, AdmissionDeniedError, or UnavailableError when no process comes up.
         """
         key = (str(tenant), str(agent))
-        live = self.live.get(key)
+        live = next(iter(self.live.of(key)), None)
         if live is not None and live.generation == not_generation and not await live.status():
-            await self._lost(key, live)
+            await self._lost(live)
             live = None
         if live is None:
             live = await self._wake(key, tenant, agent)
@@ -136,19 +112,21 @@ class AgentProcesses:
         key = (str(tenant), str(agent))
         if (starting := self._starting.get(key)) is not None:
             await asyncio.gather(starting, return_exceptions=True)
-        if (live := self.live.get(key)) is not None and self._drop(key, live):
-            await self._passivate(key, live)
+        ending = [live for live in self.live.of(key) if self.live.take(live)]
+        await asyncio.gather(*map(self._passivate, ending))
+        async with self._lock(key):  # until one that is just giving its process to another agent has done so
+            pass
 
     async def end_all(self) -> int:
         """Drain every process, for a stop of the node; returns how many there were."""
-        ending = [(key, live) for key, live in list(self.live.items()) if self._drop(key, live)]
-        await asyncio.gather(*(self._passivate(key, live) for key, live in ending), return_exceptions=True)
+        ending = [live for live in self.live if self.live.take(live)]
+        await asyncio.gather(*map(self._passivate, ending), return_exceptions=True)
         return len(ending)
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
         wanted = await self.rows_by_name()
-        running = await self._run(partial(names, PREFIX))
+        running = await self._run(partial(names, PROCESS_PREFIX))
         for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
             await self._run(partial(kill_by_name, name))
@@ -161,16 +139,15 @@ class AgentProcesses:
     async def rows_by_name(self) -> dict[str, LiveRow]:
         """Return the names that actors of agents may have now, each with the row behind it."""
         rows = await self._run(self._registrar.live_rows)
-        return {actor_name((r.tenant, r.agent_id), r.generation): r for r in rows}
+        return {r.process: r for r in rows}
 
     async def put_right(self, row: LiveRow) -> None:
         """Record that an agent's process is gone, of which nobody here knows better: its next call starts it anew."""
         key = (row.tenant, row.agent_id)
-        if key in self._starting or self._lock(key).locked():  # its row is ahead of its actor, or just being put right
+        if key in self._starting or self._lock(key).locked():  # its row is ahead of its process, or just being put right
             return
-        live = self.live.get(key)
-        if live is not None and live.generation == row.generation:
-            await self._lost(key, live)
+        if live := next((x for x in self.live.of(key) if x.generation == row.generation), None):
+            await self._lost(live)
             return
         log.warning("agent %s of %s has no process in generation %d", row.agent_id, row.tenant, row.generation)
         async with self._lock(key):
@@ -187,30 +164,22 @@ class AgentProcesses:
     async def _start(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         began_ns = time.monotonic_ns()
         async with self._lock(key):
-            if (live := self.live.get(key)) is not None:  # a call came while it was to give its process back
+            if live := next(iter(self.live.of(key)), None):  # a call came while it was to give its process back
                 return live
             async with self._queue.turn(key[0]):
                 live = await self._start_alone(key, tenant, agent)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
-        self.pool.taken()
         # The caller does not wait for the record: until it is written, recovery finds the generation as `starting`.
-        self._background(self._settle_start(key, live))
+        self._background(self._settle_start(live))
         return live
 
     async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         with bind(tenant=tenant, agent=agent):
             record, generation = await self._begin(key, tenant, agent)
-            resources = record.spec.resources
             order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:
-                await self._take_room(agent, resources)
-            except UnavailableError:
-                await self._gone(key, generation, "start_failed")
-                raise
-            try:
-                live = await AgentProcess.start(order, self._agent_key(key, generation))
+                live = await self._rebound(order) or await self._fresh(order)
             except (Exception, asyncio.CancelledError) as e:
-                self._room.give(resources)
                 await self._gone(key, generation, "start_failed")
                 if isinstance(e, SovereignError | asyncio.CancelledError):
                     raise
@@ -220,8 +189,84 @@ class AgentProcesses:
                     hint="Retry; if it goes on, no node may have its CPU and memory free. `sovereign logs` has the reason.",
                     retry_after_s=1,
                 ) from e
-            self._put(key, live)
+            self._put(live)
             return live
+
+    async def _fresh(self, order: StartOrder) -> AgentProcess:
+        """Return a process of its own, as soon as there is room for it."""
+        spec, life = order.record.spec, order.record.life(order.generation)
+        if life is None:
+            raise StaleGenerationError(f"Generation {order.generation} of agent {spec.agent_id} is over before it began.")
+        await self._take_room(spec.agent_id, spec.resources)
+        try:
+            live = await AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process)
+        except BaseException:
+            self._room.give(spec.resources)
+            raise
+        self.pool.taken()
+        return live
+
+    async def _rebound(self, order: StartOrder) -> AgentProcess | None:
+        """Return the process of an idle agent of the same tenant and size, made this one; None when there is none to be had.
+
+        A fresh process costs seconds of CPU, so this is what lets more agents be at work than there is room for.
+        """
+        wanted, fits = order.record.spec.resources, self._room.fits(order.record.spec.resources)
+        if fits and not self.pool.empty:
+            return None
+        idle_s = REBIND_IDLE_S if fits else 0.0
+        alike = [x for x in self.live if x.key[0] == order.tenant and x.resources == wanted]
+        tried: set[AgentProcess] = set()
+        for other in sorted((x for x in alike if x.idle_for_s() > idle_s), key=AgentProcess.idle_for_s, reverse=True):
+            tried.add(other)
+            if live := await self._take_over(other, order):
+                return live
+        if fits:
+            return None
+        for other in await self._idle([x for x in alike if x not in tried]):  # that had a call since it last spoke of itself
+            if live := await self._take_over(other, order):
+                return live
+        return None
+
+    async def _take_over(self, other: AgentProcess, order: StartOrder) -> AgentProcess | None:
+        """Make the process of `other` the agent of `order`; None when it has something to do.
+
+        The other's journal is closed before its row says so, and its row says so before the process is anybody else's.
+        """
+        lock = self._lock(other.key)
+        # Nobody is waited for: whoever holds the lock may wait for the turn that we hold.
+        if other not in self.live or lock.locked():
+            return None
+        async with lock:
+            if not self.live.take(other):
+                return None
+            became = await other.vacate()
+            if became == "busy":
+                other.idle_since = None
+                self._put(other)
+                return None
+            if became == "ended":
+                self._room.give(other.resources)
+                await self._gone(other.key, other.generation, "drained")
+                return None
+            spec, agent = order.record.spec, AgentId(other.key[1])
+            move = partial(
+                self._registrar.rebind, TenantId(order.tenant), spec.agent_id, order.generation, agent, other.generation
+            )
+            try:
+                await self._run(move)
+            except BaseException:
+                other.kill()
+                self._room.give(other.resources)
+                await self._gone(other.key, other.generation, "lost")
+                raise
+        try:
+            live = await other.rebind(order, self._agent_key(order.key, order.generation))
+        except BaseException:
+            self._room.give(other.resources)
+            raise
+        log.info("the process of agent %s became agent %s", agent, spec.agent_id)
+        return live
 
     async def _begin(self, key: Key, tenant: TenantId, agent: AgentId) -> tuple[AgentRecord, int]:
         """Make the agent `starting`; a row that speaks of a process which nobody here knows is put right first."""
@@ -230,8 +275,9 @@ class AgentProcesses:
             return await self._run(begin)
         except IllegalTransitionError:
             record = await self._run(partial(self._registrar.get, tenant, agent))
-            await self._run(partial(kill_by_name, actor_name(key, record.generation)))
-            await self._gone(key, record.generation, "lost")
+            for life in record.lives:
+                await self._run(partial(kill_by_name, life.process))
+                await self._gone(key, life.generation, "lost")
             return await self._run(begin)
 
     async def _take_room(self, agent: AgentId, wanted: Resources) -> None:
@@ -240,8 +286,8 @@ class AgentProcesses:
         Raises UnavailableError at once when that is not enough.
         """
         if not self._room.fits(wanted):
-            for key, live in await self._idle():
-                if await self._end_idle(key, live) and self._room.fits(wanted):
+            for live in await self._idle(list(self.live)):
+                if await self._end_idle(live) and self._room.fits(wanted):
                     break
             if not self._room.fits(wanted):
                 raise UnavailableError(
@@ -252,26 +298,25 @@ class AgentProcesses:
                 )
         self._room.take(wanted)
 
-    async def _idle(self) -> list[tuple[Key, AgentProcess]]:
-        """Return the agents without a call, those that have been so for longest first."""
-        known = list(self.live.items())
-        said = await asyncio.gather(*(live.status() for _, live in known))
-        idle = [(status["idle_s"], key, live) for (key, live), status in zip(known, said, strict=True) if status]
-        return [(key, live) for idle_s, key, live in sorted(idle, key=lambda x: -x[0]) if idle_s > 0]
+    @staticmethod
+    async def _idle(among: list[AgentProcess]) -> list[AgentProcess]:
+        """Return those without a call, those that have been so for longest first."""
+        said = await asyncio.gather(*(live.status() for live in among))
+        idle = [(status["idle_s"], live) for live, status in zip(among, said, strict=True) if status]
+        return [live for idle_s, live in sorted(idle, key=lambda x: -x[0]) if idle_s > 0]
 
-    async def _end_idle(self, key: Key, live: AgentProcess) -> bool:
+    async def _end_idle(self, live: AgentProcess) -> bool:
         """End the process of an agent without a call; returns False, and it lives on, when one came meanwhile."""
-        if self.live.get(key) is not live:  # nor wait for its lock: who starts it anew may wait for the turn that we hold
+        if live not in self.live:  # nor wait for its lock: who starts it anew may wait for the turn that we hold
             return False
-        async with self._lock(key):
-            if not self._drop(key, live):
+        async with self._lock(live.key):
+            if not self.live.take(live):
                 return False
             if not await live.drain(only_idle=True):
-                self.live[key] = live
-                self._metrics.live_agents(len(self.live))
+                self._put(live)
                 return False
             self._room.give(live.resources)
-            await self._gone(key, live.generation, "drained")
+            await self._gone(live.key, live.generation, "drained")
             return True
 
     async def _keep_account(self) -> None:
@@ -287,12 +332,14 @@ class AgentProcesses:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
-    async def _settle_start(self, key: Key, live: AgentProcess) -> None:
+    async def _settle_start(self, live: AgentProcess) -> None:
         """Record that a generation answers, and learn what is enforced on it, when its first call has had the CPU."""
         await asyncio.sleep(SETTLE_DELAY_S)
-        tenant, agent = TenantId(key[0]), AgentId(key[1])
+        tenant, agent = TenantId(live.key[0]), AgentId(live.key[1])
         try:
-            async with self._lock(key):
+            async with self._lock(live.key):
+                if live not in self.live:
+                    return
                 await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
             if status := await live.status():
                 live.enforcement = status["enforcement"]
@@ -304,50 +351,42 @@ class AgentProcesses:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _put(self, key: Key, live: AgentProcess) -> None:
-        self.live[key] = live
-        self._metrics.live_agents(len(self.live))
-        self._watch(key, live)
+    def _put(self, live: AgentProcess) -> None:
+        """Add a process, or add it again: whoever watched it may have looked away while it was not there."""
+        self.live.put(live)
+        self._watch(live)
 
-    def _drop(self, key: Key, live: AgentProcess) -> bool:
-        """Forget `live`; returns whether it was known, so that only one of those who notice its end acts on it."""
-        if self.live.get(key) is not live:
-            return False
-        del self.live[key]
-        self._metrics.live_agents(len(self.live))
-        return True
-
-    def _watch(self, key: Key, live: AgentProcess) -> None:
+    def _watch(self, live: AgentProcess) -> None:
         """Notice the end of an agent's process when it happens, and take back one that nobody has called for long."""
 
         async def while_it_lives() -> None:
-            while self.live.get(key) is live:
-                said = await live.watch(self._settings.idle_s)
-                if said == "gone":
-                    await self._lost(key, live)
-                if said != "idle":
+            while live in self.live:
+                news = await live.watch(self._settings.idle_s)
+                if news == "gone":
+                    await self._lost(live)
+                elif news == "idle":
+                    if await self._end_idle(live):
+                        log.info("agent %s had no call for %g s and gave its process back", live.key[1], self._settings.idle_s)
+                elif news != "load":
                     return
-                if await self._end_idle(key, live):
-                    log.info(
-                        "agent %s of %s had no call for %g s and gave its process back", key[1], key[0], self._settings.idle_s
-                    )
 
         self._background(while_it_lives())
 
-    async def _lost(self, key: Key, live: AgentProcess) -> None:
-        if self._drop(key, live):
+    async def _lost(self, live: AgentProcess) -> None:
+        if self.live.take(live):
             live.kill()
             self._room.give(live.resources)
-            log.warning("agent %s of %s ended by itself in generation %d", key[1], key[0], live.generation)
-            async with self._lock(key):
-                await self._gone(key, live.generation, "lost")
+            log.warning("agent %s of %s ended by itself in generation %d", live.key[1], live.key[0], live.generation)
+            async with self._lock(live.key):
+                await self._gone(live.key, live.generation, "lost")
 
-    async def _passivate(self, key: Key, live: AgentProcess) -> None:
+    async def _passivate(self, live: AgentProcess) -> None:
+        tenant, agent = TenantId(live.key[0]), AgentId(live.key[1])
         with contextlib.suppress(SovereignError):  # one that is revoked says so already; its end is what counts
-            await self._run(partial(self._registrar.mark_draining, TenantId(key[0]), AgentId(key[1]), live.generation))
+            await self._run(partial(self._registrar.mark_draining, tenant, agent, live.generation))
         await live.drain()
         self._room.give(live.resources)
-        await self._gone(key, live.generation, "drained")
+        await self._gone(live.key, live.generation, "drained")
 
     async def _gone(self, key: Key, generation: int, reason: str) -> None:
         """Record that a generation has no process any more; nothing is to be done when its row went on without it.
@@ -375,19 +414,22 @@ class AgentProcesses:
                 return
 
     async def _adopt(self, row: LiveRow, exists: bool) -> None:
-        """Take over a running agent of an earlier governor; what can't be taken over is ended, and recorded as gone."""
+        """Take over a running agent of an earlier governor; what can't be taken over is ended, and recorded as gone.
+
+        Also a process that was just to become this agent, or another one: it says that it is not this generation.
+        """
         key, tenant, agent = (row.tenant, row.agent_id), TenantId(row.tenant), AgentId(row.agent_id)
         if exists and row.state in ("starting", "live"):
             with contextlib.suppress(ValueError):  # it ended just now
                 record = await self._run(partial(self._registrar.get, tenant, agent))
-                live = await self._run(partial(AgentProcess.find, key, row.generation, record.spec.resources))
+                live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec.resources))
                 if await live.adopt():
                     self._room.take(live.resources)
+                    self._put(live)
                     if row.state == "starting":
-                        await self._settle_start(key, live)
-                    self._put(key, live)
+                        await self._settle_start(live)
                     return
-        await self._run(partial(kill_by_name, actor_name(key, row.generation)))
+        await self._run(partial(kill_by_name, row.process))
         await self._gone(key, row.generation, "lost")
 
     def _agent_key(self, key: Key, generation: int) -> bytes:

@@ -11,10 +11,10 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.agent_processes import Resolved
 from actors.channel import CallStream, ChannelClient
 from actors.governance import NAME
 from actors.ray_actors import Handle, find
+from actors.resolved import Resolved
 from cluster.errors import (
     AgentLostError,
     DeadlineExceededError,

@@ -26,6 +26,7 @@ from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import SovereignError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
+from cluster.journal.gate import JournalGate
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
@@ -65,6 +66,7 @@ class GovernanceActor:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="governance")
         self._registering = ThreadPoolExecutor(THREADS, thread_name_prefix="registering")
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "governance")
+        self._gate = open_gate(self._settings)
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
@@ -88,6 +90,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         request = parse_registration(body)
+        self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
         registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
@@ -130,6 +133,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "model")
+        self._gate.check()
         await self._run(partial(self._registrar.check_invocation, who, agent))
         return (await self._processes.resolve(who.tenant, agent, who.subject, not_generation)).to_json()
 
@@ -147,8 +151,8 @@ class GovernanceActor:
         sandbox = await self._run(partial(describe_sandbox, self._settings.sandbox))
         return {
             "live": [
-                {"tenant": t, "agent_id": a, "generation": x.generation, "enforcement": x.enforcement}
-                for (t, a), x in sorted(self._processes.live.items())
+                {"tenant": x.key[0], "agent_id": x.key[1], "generation": x.generation, "enforcement": x.enforcement}
+                for x in sorted(self._processes.live, key=lambda x: (x.key, x.generation))
             ],
             "sandbox": sandbox,
             "policy": self._registrar.policy_status(),
@@ -181,8 +185,8 @@ class GovernanceActor:
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
-        live = self._processes.live.get((str(tenant), str(record.spec.agent_id)))
-        return record.to_public() | {"enforcement": live.enforcement if live else None}
+        live = self._processes.live.of((str(tenant), str(record.spec.agent_id)))
+        return record.to_public() | {"enforcement": live[-1].enforcement if live else None}
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -193,6 +197,13 @@ def open_registrar(settings: Settings) -> Registrar:
     from cluster import wiring
 
     return wiring.build_registrar(settings)
+
+
+def open_gate(settings: Settings) -> JournalGate:
+    """Return what says whether this node may take on anything new."""
+    from cluster import wiring
+
+    return wiring.journal_gate(settings)
 
 
 @cache

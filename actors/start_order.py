@@ -21,6 +21,11 @@ class StartOrder:
     egress_hosts: tuple[str, ...] = ()
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Tenant and agent id."""
+        return self.tenant, str(self.record.spec.agent_id)
+
+    @property
     def writer_id(self) -> str:
         """The name of the journal that this agent writes; its epoch is the generation."""
         return f"agent.{self.tenant}.{self.record.spec.agent_id}"

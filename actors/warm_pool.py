@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 
 from actors.ray_internals import prestart_workers
 from cluster.telemetry.metrics import Metrics
@@ -15,6 +17,8 @@ from cluster.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 REFILL_DELAY_S = 0.5
+# What a worker takes at least from being asked for to being ready.
+REFILL_S = 3.0
 
 
 class WarmPool:
@@ -24,8 +28,15 @@ class WarmPool:
         self.size = size
         self._metrics = metrics
         self._taken = 0
+        # When workers were taken; only the last `size` times count.
+        self._takes: deque[float] = deque(maxlen=size or 1)
         self._timer: asyncio.TimerHandle | None = None
         self._refills: set[asyncio.Future[None]] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is known that no worker is ready, so that a start would be cold."""
+        return len(self._takes) >= self.size and (not self.size or self._takes[0] > time.monotonic() - REFILL_S)
 
     def fill(self) -> None:
         """Ask for the whole pool; called once, when nothing more urgent needs the CPU."""
@@ -35,6 +46,7 @@ class WarmPool:
     def taken(self) -> None:
         """Note that an agent took a worker; what was taken is refilled together after a short delay."""
         self._taken += 1
+        self._takes.append(time.monotonic())
         if self.size and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(REFILL_DELAY_S, self._refill)
 
@@ -51,5 +63,5 @@ class WarmPool:
         try:
             prestart_workers(count)
         except Exception as e:  # an internal interface of Ray may raise anything; cold starts still work
-            self._metrics.refused("warm_pool_refill")
+            self._metrics.refill_failed()
             log.warning("the warm pool was not refilled: %s", e)

@@ -50,6 +50,12 @@ class Settings(BaseSettings):
         1.0, gt=0, description="How long facts wait in journals before they are sealed into a Parquet segment."
     )
     journal_sync_ms: int = Field(50, ge=1, description="Longest time until a written fact is forced to disk.")
+    journal_limit_bytes: int = Field(
+        4 << 30, ge=1, description="Most bytes of facts that may wait for the lake on this node; at it nothing new is admitted."
+    )
+    disk_reserve_bytes: int = Field(
+        256 << 20, ge=0, description="Free space of the journals' disk at which nothing new is admitted, kept for what runs."
+    )
     policy_dir: Path = Field(PROJECT_ROOT / "policies", description="Folder of the Rego policies and their data.")
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto", description="How tools are confined; auto takes bubblewrap where it works."

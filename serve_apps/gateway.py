@@ -65,6 +65,7 @@ class Gateway:
             governance=governance,
             directory=Directory(governance, metrics),
             journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
+            gate=wiring.journal_gate(settings),
             metrics=metrics,
             clock=SystemClock(),
         )

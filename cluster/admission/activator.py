@@ -10,8 +10,10 @@ from cluster.admission.admission import Decision, activation_request, decide
 from cluster.admission.decision_journal import DecisionJournal
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.registry import Registry, Row
+from cluster.agents.life import mint_process
 from cluster.agents.lifecycle import AgentEvent, AgentState, step
 from cluster.agents.record import AgentRecord
+from cluster.coordination.coordination import Op
 from cluster.coordination.journals import journal_entry
 from cluster.errors import AdmissionDeniedError, InvalidRequestError, NotFoundError, StaleGenerationError
 from cluster.identity.ids import AgentId, TenantId
@@ -54,11 +56,13 @@ class Activator:
                 errors=decision.field_errors(),
             )
 
+        process = mint_process(tenant)
+
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id)
             if row.record.decision_id != record.decision_id:
                 raise NotFoundError(f"Agent {agent_id} was removed and registered anew while it was to start.")
-            after = row.record.after(AgentEvent.WAKE, generation=row.record.generation + 1)
+            after = row.record.woken(process)
             journal = journal_entry(f"agent.{tenant}.{agent_id}", after.generation, self._node)
             return self._registry.change(row, after, journal)
 
@@ -82,25 +86,53 @@ class Activator:
 
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id, generation)
-            record = row.record
-            if record.state is AgentState.PASSIVE:
-                return record
-            if record.state is AgentState.REVOKED:
-                self._registry.delete(row)
-                return record.after(AgentEvent.REMOVE)
-            return self._registry.change(row, _ended(record, event))
+            if row.record.life(generation) is None:
+                return row.record
+            after, ops = self._end(row, generation, event)
+            self._registry.transact(ops)
+            return after
 
         after = self._registry.retry(attempt)
         self._write(after, event, AuditOutcome.DONE, None, generation)
         return after
 
-    def _step(
-        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str | None = None
-    ) -> AgentRecord:
+    def rebind(self, tenant: TenantId, agent_id: AgentId, generation: int, other: AgentId, other_generation: int) -> None:
+        """Let the process of another agent's generation, which is closed, hold a starting generation of this one.
+
+        One transaction, so that a process never stands for two agents, and its name always for the one it is to be.
+        """
+
+        def attempt() -> tuple[AgentRecord, AgentRecord]:
+            mine, theirs = self._find(tenant, agent_id, generation), self._find(tenant, other, other_generation)
+            starting, closed = mine.record.life(generation), theirs.record.life(other_generation)
+            if mine.record.state is AgentState.REVOKED:
+                raise NotFoundError(f"Agent {agent_id} was removed while it was to start.")
+            if starting is None or starting.state is not AgentState.STARTING or closed is None:
+                raise StaleGenerationError(f"A process of agent {other} can't become agent {agent_id}: one of the two is over.")
+            after = mine.record.moved(generation, closed.process)
+            ended, ops = self._end(theirs, other_generation, AgentEvent.DRAINED)
+            self._registry.transact([*ops, *self._registry.ops_to_change(mine, after)])
+            return ended, after
+
+        ended, after = self._registry.retry(attempt)
+        self._write(ended, AgentEvent.DRAINED, AuditOutcome.DONE, None, other_generation, reason=f"rebound to {agent_id}")
+        self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, None, generation, reason=f"in the process of {other}")
+
+    def _end(self, row: Row, generation: int, event: AgentEvent) -> tuple[AgentRecord, list[Op]]:
+        """Return the record without the process of a generation, and what makes it so; the last of a revoked one ends its row."""
+        record = row.record
+        if record.state is not AgentState.REVOKED:
+            after = _ended(record, generation, event)
+        elif len(record.lives) > 1:
+            after = record.without(generation, event)
+        else:
+            return record.leaving(AgentEvent.REMOVE), self._registry.ops_to_delete(row)
+        return after, self._registry.ops_to_change(row, after)
+
+    def _step(self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str = "") -> AgentRecord:
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id, generation)
-            to = row.record.address if address is None else address
-            return self._registry.change(row, row.record.after(event, address=to))
+            return self._registry.change(row, row.record.after(event, generation, address=address))
 
         after = self._registry.retry(attempt)
         self._write(after, event, AuditOutcome.DONE, None, generation)
@@ -111,7 +143,7 @@ class Activator:
         # A revoked agent is there only for its process to end: without a generation nobody asks for that.
         if row is None or (generation is None and row.record.state is AgentState.REVOKED):
             raise NotFoundError(f"There is no agent {agent_id}.")
-        if generation is not None and row.record.generation != generation:
+        if generation not in (None, row.record.generation) and row.record.life(generation) is None:
             raise StaleGenerationError(
                 f"Generation {generation} of agent {agent_id} is over; it has come to {row.record.generation}.",
                 hint="Leave its record alone.",
@@ -119,7 +151,14 @@ class Activator:
         return row
 
     def _write(
-        self, record: AgentRecord, event: AgentEvent, outcome: AuditOutcome, decision: Decision | None, generation: int
+        self,
+        record: AgentRecord,
+        event: AgentEvent,
+        outcome: AuditOutcome,
+        decision: Decision | None,
+        generation: int,
+        *,
+        reason: str = "",
     ) -> None:
         self._journal.write(
             AuditAction.LIFECYCLE_TRANSITION,
@@ -127,13 +166,16 @@ class Activator:
             tenant=record.tenant,
             agent=record.spec.agent_id,
             decision=decision,
+            reason=reason,
             detail={"event": event.value, "state": record.state.value, "generation": generation},
         )
 
 
-def _ended(record: AgentRecord, event: AgentEvent) -> AgentRecord:
-    """Return the record of a process that ended; what ended otherwise than its state foresees was lost."""
-    if event is AgentEvent.DRAINED and record.state is AgentState.LIVE:
-        record = record.after(AgentEvent.DRAIN)
+def _ended(record: AgentRecord, generation: int, event: AgentEvent) -> AgentRecord:
+    """Return the record without a process that ended; what ended otherwise than its state foresees was lost."""
+    life = record.life(generation)
+    if event is AgentEvent.DRAINED and life is not None and life.state is AgentState.LIVE:
+        record = record.after(AgentEvent.DRAIN, generation)
+        life = record.life(generation)
     foreseen = {AgentState.STARTING: AgentEvent.START_FAILED, AgentState.DRAINING: AgentEvent.DRAINED}
-    return record.after(event if foreseen.get(record.state) is event else AgentEvent.LOST)
+    return record.after(event if life is not None and foreseen.get(life.state) is event else AgentEvent.LOST, generation)

@@ -198,8 +198,8 @@ class Registrar:
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
 
-        The journal of that generation is registered in the same transaction. Raises NotFoundError, AdmissionDeniedError,
-        IllegalTransitionError when it is not passive.
+        The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
+        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it is not passive.
         """
         return self._activator.begin_start(tenant, agent_id)
 
@@ -214,10 +214,18 @@ class Registrar:
     def mark_passive(self, tenant: TenantId, agent_id: AgentId, generation: int, reason: str) -> AgentRecord:
         """Record that a generation has no process any more (`reason`: start_failed, drained, lost).
 
-        A revoked agent's row goes now, and its quota comes back. Doing it twice changes nothing. Raises NotFoundError,
-        StaleGenerationError when a later generation has begun.
+        A revoked agent's row goes with its last one, and its quota comes back. Doing it twice changes nothing. Raises
+        NotFoundError, StaleGenerationError when a later generation has begun.
         """
         return self._activator.mark_passive(tenant, agent_id, generation, reason)
+
+    def rebind(self, tenant: TenantId, agent_id: AgentId, generation: int, other: AgentId, other_generation: int) -> None:
+        """Record that a process which is no longer `other`'s is to hold this starting generation, in one transaction.
+
+        Call it when the other's journal is closed and before the process becomes this agent. Raises NotFoundError when this
+        one is revoked, StaleGenerationError when either generation is over.
+        """
+        self._activator.rebind(tenant, agent_id, generation, other, other_generation)
 
     def recover(self) -> None:
         """Say what became of every decision that an earlier governor left open; call it before anything else."""
@@ -231,7 +239,7 @@ class Registrar:
         )
 
     def live_rows(self) -> LiveRows:
-        """Return every agent of which a process may exist; the cost depends on their number alone."""
+        """Return every generation of which a process may exist; the cost depends on their number alone."""
         return [*self._registry.live()]
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
@@ -377,8 +385,8 @@ class Registrar:
             raise not_found(agent_id)
         if row.record.state is AgentState.PASSIVE:
             self._registry.delete(row)
-            return row.record.after(AgentEvent.REMOVE)
-        return self._registry.change(row, row.record.after(AgentEvent.REVOKE, address=row.record.address))
+            return row.record.leaving(AgentEvent.REMOVE)
+        return self._registry.change(row, row.record.leaving(AgentEvent.REVOKE))
 
     def _removal(
         self, record: AgentRecord, outcome: AuditOutcome, *, actor: str, decision: Decision, request_id: str, reason: str = ""

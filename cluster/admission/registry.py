@@ -38,13 +38,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LiveRow:
-    """An agent of which a process may exist."""
+    """A generation of an agent of which a process may exist."""
 
     tenant: str
     agent_id: str
     generation: int
     state: str
     address: str
+    # The name of the process that holds it, or is to hold it.
+    process: str
 
 
 class DeposedError(UnavailableError):
@@ -74,7 +76,7 @@ class Registry:
             after = names[-1]
 
     def live(self) -> Iterator[LiveRow]:
-        """Yield every agent of which a process may exist."""
+        """Yield every generation of which a process may exist; a revoked agent's are `revoked`."""
         after = ""
         while names := self._coordination.children("/live", after=after, limit=_PAGE):
             for name in names:
@@ -84,7 +86,10 @@ class Registry:
                         continue  # it was removed between the two readings
                     raise IntegrityError(f"/live/{name} stands without a record.")
                 r = row.record
-                yield LiveRow(tenant, agent, r.generation, r.state.value, r.address)
+                revoked = r.state is AgentState.REVOKED
+                for life in r.lives:
+                    state = r.state if revoked else life.state
+                    yield LiveRow(tenant, agent, life.generation, state.value, life.address, life.process)
             after = names[-1]
 
     def idempotent(self, tenant: TenantId, key_digest: str) -> tuple[str, AgentId] | None:
@@ -126,37 +131,45 @@ class Registry:
             ops.append(Create(_key_path(tenant, record.idempotency), value))
         if record.generation:
             ops.append(Delete(_retired_path(tenant, agent)))
-        self._transact(ops)
+        self.transact(ops)
 
     def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
         """Replace the row by `record`, keep the list of live agents right, and do `more`, in one transaction."""
-        live = _live_path(record)
-        ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version), *more]
-        was_passive, is_passive = (r.state is AgentState.PASSIVE for r in (row.record, record))
-        if was_passive and not is_passive:
-            ops.append(Create(live, b"{}"))
-        elif is_passive and not was_passive:
-            ops.append(Delete(live))
-        self._transact(ops)
+        self.transact([*self.ops_to_change(row, record), *more])
         return record
 
     def delete(self, row: Row) -> None:
         """Remove the row and give its quota back, in one transaction."""
+        self.transact(self.ops_to_delete(row))
+
+    def ops_to_change(self, row: Row, record: AgentRecord) -> list[Op]:
+        """Return what `change` does, for a transaction that does more."""
+        live = _live_path(record)
+        ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version)]
+        if record.lives and not row.record.lives:
+            ops.append(Create(live, b"{}"))
+        elif row.record.lives and not record.lives:
+            ops.append(Delete(live))
+        return ops
+
+    def ops_to_delete(self, row: Row) -> list[Op]:
+        """Return what `delete` does, for a transaction that does more."""
         record = row.record
         tenant, agent = record.tenant, record.spec.agent_id
         ops: list[Op] = [
             Delete(_agent_path(tenant, agent), row.version),
             self._quota_op(tenant, lambda used: used.minus(record.spec)),
         ]
-        if record.state is not AgentState.PASSIVE:
+        if record.lives:
             ops.append(Delete(_live_path(record)))
         if record.idempotency:
             ops.append(Delete(_key_path(tenant, record.idempotency)))
         if record.generation:
             ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
-        self._transact(ops)
+        return ops
 
-    def _transact(self, ops: list[Op]) -> None:
+    def transact(self, ops: list[Op]) -> None:
+        """Do `ops` together, as long as this governor is the governor."""
         self._coordination.transact([self._fence, *ops])
 
     def _quota(self, tenant: TenantId) -> tuple[QuotaUse, int | None]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from cluster.agents.life import PROCESS_PREFIX, Life, state_of
 from cluster.agents.lifecycle import AgentEvent, AgentState, step
 from cluster.agents.quantity import format_cpu, format_memory
 from cluster.agents.spec import AgentSpec
@@ -34,10 +35,10 @@ class AgentRecord:
     registered_by: str
     created_us: int
     state: AgentState = AgentState.PASSIVE
-    # Counts its processes, also those of a removed agent of the same name: no two ever share a generation.
+    # Its last one: counts its lives, also those of a removed agent of the same name, so that no two ever share one.
     generation: int = 0
-    # Where the process of this generation answers; empty unless it is live.
-    address: str = ""
+    # The generations of which a process may exist, oldest first.
+    lives: tuple[Life, ...] = ()
     # SHA-256 of the Idempotency-Key of its registration; empty without one.
     idempotency: str = ""
     # The last steps of its life, oldest first.
@@ -48,16 +49,46 @@ class AgentRecord:
         """What was registered, in short: the first 12 characters of the spec's digest."""
         return self.spec.digest[:12]
 
-    def after(self, event: AgentEvent, *, generation: int | None = None, address: str = "") -> AgentRecord:
-        """Return the record after `event`; raises IllegalTransitionError with its history."""
-        state = step(self.state, event, agent=f"Agent {self.spec.agent_id}", history=self.history)
-        return replace(
-            self,
-            state=state,
-            generation=self.generation if generation is None else generation,
-            address=address,
-            history=(*self.history, event.value)[-_HISTORY:],
-        )
+    def life(self, generation: int) -> Life | None:
+        """Return a generation of which a process may exist, or None."""
+        return next((life for life in self.lives if life.generation == generation), None)
+
+    def woken(self, process: str) -> AgentRecord:
+        """Return the record with a next generation, which `process` is to hold; raises IllegalTransitionError."""
+        step(self.state, AgentEvent.WAKE, agent=self._name, history=self.history)
+        life = Life(self.generation + 1, process, AgentState.STARTING)
+        return replace(self._with(AgentEvent.WAKE, (*self.lives, life)), generation=life.generation)
+
+    def after(self, event: AgentEvent, generation: int, *, address: str = "") -> AgentRecord:
+        """Return the record after `event` happened to a generation; raises IllegalTransitionError with its history."""
+        life = self.life(generation)
+        before = self.state if life is None or self.state is AgentState.REVOKED else life.state
+        state = step(before, event, agent=self._name, history=self.history)
+        if state is AgentState.PASSIVE:
+            return self.without(generation, event)
+        lives = (replace(x, state=state, address=address) if x.generation == generation else x for x in self.lives)
+        return self._with(event, tuple(lives))
+
+    def without(self, generation: int, event: AgentEvent) -> AgentRecord:
+        """Return the record when no process of the generation is left."""
+        return self._with(event, tuple(x for x in self.lives if x.generation != generation))
+
+    def moved(self, generation: int, process: str) -> AgentRecord:
+        """Return the record with a generation held by another process than it was to be."""
+        return replace(self, lives=tuple(replace(x, process=process) if x.generation == generation else x for x in self.lives))
+
+    def leaving(self, event: AgentEvent) -> AgentRecord:
+        """Return the record after REVOKE or REMOVE; raises IllegalTransitionError."""
+        state = step(self.state, event, agent=self._name, history=self.history)
+        return replace(self._with(event, () if state is AgentState.ABSENT else self.lives), state=state)
+
+    def _with(self, event: AgentEvent, lives: tuple[Life, ...]) -> AgentRecord:
+        state = self.state if self.state is AgentState.REVOKED else state_of(lives)
+        return replace(self, state=state, lives=lives, history=(*self.history, event.value)[-_HISTORY:])
+
+    @property
+    def _name(self) -> str:
+        return f"Agent {self.spec.agent_id}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads."""
@@ -73,7 +104,7 @@ class AgentRecord:
             "created_us": self.created_us,
             "state": self.state.value,
             "generation": self.generation,
-            "address": self.address,
+            "lives": [life.to_json() for life in self.lives],
             "idempotency": self.idempotency,
             "history": list(self.history),
         }
@@ -94,7 +125,7 @@ class AgentRecord:
                 created_us=value["created_us"],
                 state=AgentState(value["state"]),
                 generation=value["generation"],
-                address=value["address"],
+                lives=_lives(value),
                 idempotency=value["idempotency"],
                 history=tuple(value["history"]),
             )
@@ -143,3 +174,14 @@ class AgentRecord:
             "decision_id": self.decision_id,
             "policy": {"revision": self.policy_revision, "digest": self.policy_digest},
         }
+
+
+def _lives(value: dict[str, Any]) -> tuple[Life, ...]:
+    if "lives" in value:
+        return tuple(Life.from_json(x) for x in value["lives"])
+    # Of before an agent could have several: its process was named after it.
+    state, generation = AgentState(value["state"]), value["generation"]
+    if state is AgentState.PASSIVE:
+        return ()
+    process = f"{PROCESS_PREFIX}{value['tenant']}:{value['spec']['agent_id']}:g{generation}"
+    return (Life(generation, process, AgentState.LIVE if state is AgentState.REVOKED else state, value["address"]),)

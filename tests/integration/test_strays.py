@@ -37,7 +37,7 @@ made = [
     first,
     stray.options(name="mine").remote(),
     stray.options(name="mine", namespace="elsewhere", **detached).remote(),
-    stray.options(name="agent:default:bystander:g9", namespace="sovereign", **detached).remote(),
+    stray.options(name="agent:default:01a205d0-0c96-7d59-b296-17f4e53fa9e4", namespace="sovereign", **detached).remote(),
     stray.options(name="SERVE_REPLICA::mine", namespace="serve", **detached).remote(),
 ]
 ids = {a._actor_id.hex() for a in made}

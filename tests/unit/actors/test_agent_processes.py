@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 
 from actors import agent_process, agent_processes, governance
 from actors.agent_process import AgentProcess
 from actors.agent_processes import AgentProcesses
 from actors.governance import GovernanceActor
 from actors.room import Account
+from actors.start_order import StartOrder
 from cluster import wiring
 from cluster.admission.registrar import Registrar, Registration
 from cluster.agents.registration import parse_registration
@@ -27,8 +29,10 @@ from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
+from tests.gates import open_gate
 
 TENANT, AGENT = TenantId("default"), AgentId("planner")
+IDLE, NEXT = AgentId("idle"), AgentId("next")
 OWNER = Principal(TENANT, ProjectId("default"), "key:test", frozenset(Scope))
 
 
@@ -38,7 +42,15 @@ class Handle:
     def __init__(self, status: Callable[[], Any]) -> None:
         self.status = SimpleNamespace(remote=status)
         self.drain = SimpleNamespace(remote=lambda timeout_s, only_idle: asyncio.sleep(0, True))
-        self.watch = SimpleNamespace(remote=lambda idle_s: asyncio.Event().wait())
+        self.vacate = SimpleNamespace(remote=lambda timeout_s: asyncio.sleep(0, "vacant"))
+        self.rebind = SimpleNamespace(remote=self.bound)
+        # The agents that it became.
+        self.became: list[str] = []
+        self.watch = SimpleNamespace(remote=lambda idle_s, report_s: asyncio.Event().wait())
+
+    async def bound(self, order: bytes, agent_key: bytes) -> bytes:
+        self.became.append(str(StartOrder.from_bytes(order).record.spec.agent_id))
+        return b'{"host": "127.0.0.1", "port": 2}'
 
 
 class Ray:
@@ -77,6 +89,7 @@ def settings(tmp_path: Any) -> Settings:
     settings = Settings.load(home=tmp_path)
     settings.secret_dir.mkdir(parents=True)
     (settings.secret_dir / "master-key").write_text("ab" * 32)
+    open_gate(settings.journal_dir)
     return settings
 
 
@@ -99,8 +112,23 @@ async def processes(settings: Settings, registrar: Registrar) -> AgentProcesses:
     return AgentProcesses(settings, registrar, Metrics(settings.metrics_dir, "test"), run)
 
 
-def state(registrar: Registrar) -> str:
-    return registrar.get(TENANT, AGENT).state.value
+def state(registrar: Registrar, agent: AgentId = AGENT) -> str:
+    return registrar.get(TENANT, agent).state.value
+
+
+def process(registrar: Registrar, agent: AgentId = AGENT) -> str:
+    """Return the name of the process that holds the agent's last generation."""
+    return registrar.get(TENANT, agent).lives[-1].process
+
+
+def answers(agent: AgentId, generation: int) -> Callable[[], Any]:
+    """Return a `status` that says that the process is this generation."""
+
+    async def status() -> bytes:
+        who = {"tenant": str(TENANT), "agent_id": agent, "generation": generation}
+        return json.dumps(who | {"state": "live", "host": "127.0.0.1", "port": 1, "idle_s": 9.0, "enforcement": {}}).encode()
+
+    return status
 
 
 async def test_a_process_that_does_not_say_that_it_lives_is_ended_before_its_row_is_passive(
@@ -108,22 +136,99 @@ async def test_a_process_that_does_not_say_that_it_lives_is_ended_before_its_row
 ) -> None:
     """Otherwise it would go on beside its next generation, with its tickets, its CPU and its memory."""
     monkeypatch.setattr(agent_process, "STATUS_TIMEOUT_S", 0.01)
-    silent = ray.actors["agent:default:planner:g1"] = Handle(asyncio.Event().wait)
+    silent = ray.actors[process(registrar)] = Handle(asyncio.Event().wait)
     found = await processes(settings, registrar)
     await found.recover()
-    assert (ray.killed, found.live, state(registrar)) == ([silent], {}, "passive")
+    assert (ray.killed, list(found.live), state(registrar)) == ([silent], [], "passive")
 
 
 async def test_a_running_agent_is_taken_over(settings: Settings, registrar: Registrar, ray: Ray) -> None:
     """One that answers is adopted as it is: its calls go on."""
 
-    async def answers() -> bytes:
-        return json.dumps({"state": "live", "host": "127.0.0.1", "port": 1, "enforcement": {}}).encode()
-
-    ray.actors["agent:default:planner:g1"] = Handle(answers)
+    ray.actors[process(registrar)] = Handle(answers(AGENT, 1))
     found = await processes(settings, registrar)
     await found.recover()
-    assert (ray.killed, [x.generation for x in found.live.values()], state(registrar)) == ([], [1], "live")
+    assert (ray.killed, [x.generation for x in found.live], state(registrar)) == ([], [1], "live")
+
+
+@pytest.fixture
+async def crowded(settings: Settings, registrar: Registrar, ray: Ray, monkeypatch: pytest.MonkeyPatch) -> AgentProcesses:
+    """An idle agent of 100m and 64 MiB, which is all the room that there is, and another one like it that is passive."""
+    limits = {"cpu": "100m", "memory": "64Mi"}
+    for agent in ("idle", "next"):
+        policy = {"resource_limits": limits}
+        body = {"agent_id": agent, "capabilities": ["conversation"], "security_policy": policy}
+        registrar.register(OWNER, parse_registration(body))
+    registrar.begin_start(TENANT, IDLE)
+    registrar.mark_live(TENANT, IDLE, 1, "127.0.0.1:1")
+    registrar.mark_passive(TENANT, AGENT, 1, "lost")
+    size = Resources(100, 64 << 20)
+    monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(size, size))
+    monkeypatch.setattr(agent_process, "create", lambda *a, **k: pytest.fail("a fresh process was started"))
+    ray.actors[process(registrar, IDLE)] = Handle(answers(IDLE, 1))
+    found = await processes(settings, registrar)
+    await found.recover()
+    await asyncio.sleep(0)  # the first account
+    return found
+
+
+async def test_without_room_an_idle_agents_process_becomes_the_one_that_is_called(
+    crowded: AgentProcesses, registrar: Registrar, ray: Ray
+) -> None:
+    """No process is started and none is killed; the idle one is passive, and is woken the same way when it is called."""
+    (handle,) = ray.actors.values()
+    found = await crowded.resolve(TENANT, NEXT, "key:test", 0)
+    assert (found.port, found.generation, handle.became, ray.killed) == (2, 1, ["next"], [])
+    assert state(registrar, IDLE) == "passive"
+    assert [x.key[1] for x in crowded.live] == ["next"]
+    handle.status = SimpleNamespace(remote=answers(NEXT, 1))
+    assert (await crowded.resolve(TENANT, IDLE, "key:test", 0)).generation == 2
+    assert handle.became == ["next", "idle"]
+
+
+async def test_the_process_of_an_agent_at_work_stays_its_own(crowded: AgentProcesses, registrar: Registrar, ray: Ray) -> None:
+    """A call may come after it was found idle: then it goes on, and who wakes hears that there is no room."""
+    (handle,) = ray.actors.values()
+    handle.vacate = SimpleNamespace(remote=lambda timeout_s: asyncio.sleep(0, "busy"))
+    handle.drain = SimpleNamespace(remote=lambda timeout_s, only_idle: asyncio.sleep(0, False))
+    with pytest.raises(UnavailableError, match="no room"):
+        await crowded.resolve(TENANT, NEXT, "key:test", 0)
+    assert ([x.key[1] for x in crowded.live], handle.became, ray.killed) == (["idle"], [], [])
+    assert (state(registrar, IDLE), state(registrar, NEXT)) == ("live", "passive")
+
+
+@pytest.mark.parametrize("broken", ["rebind", "ledger"])
+async def test_a_rebinding_that_fails_ends_the_process_and_both_agents_are_passive(
+    crowded: AgentProcesses, registrar: Registrar, ray: Ray, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Whatever fails on the way, no process is left that is nobody's, and its room is free again."""
+    (handle,) = ray.actors.values()
+
+    def fails(*arguments: object) -> Any:
+        raise UnavailableError("The store is busy.") if broken == "ledger" else RayError("gone")
+
+    if broken == "ledger":
+        monkeypatch.setattr(registrar, "rebind", fails)
+    else:
+        handle.rebind = SimpleNamespace(remote=fails)
+    with pytest.raises(UnavailableError):
+        await crowded.resolve(TENANT, NEXT, "key:test", 0)
+    assert (ray.killed, list(crowded.live)) == ([handle], [])
+    assert (state(registrar, IDLE), state(registrar, NEXT)) == ("passive", "passive")
+    with pytest.raises(pytest.fail.Exception, match="fresh"):
+        await crowded.resolve(TENANT, NEXT, "key:test", 0)
+
+
+async def test_a_governor_that_died_between_two_agents_leaves_a_process_that_is_ended(
+    settings: Settings, registrar: Registrar, ray: Ray
+) -> None:
+    """A process that says it is nobody, or the agent that its row no longer names, is ended; its agent is passive."""
+    for handle in (Handle(lambda: asyncio.sleep(0, b'{"state": "blank"}')), Handle(answers(NEXT, 1))):
+        ray.actors = {process(registrar): handle}
+        found = await processes(settings, registrar)
+        await found.recover()
+        assert (ray.killed[-1], list(found.live), state(registrar)) == (handle, [], "passive")
+        registrar.begin_start(TENANT, AGENT)
 
 
 async def test_an_end_that_the_store_did_not_take_is_recorded_later(
@@ -131,7 +236,8 @@ async def test_an_end_that_the_store_did_not_take_is_recorded_later(
 ) -> None:
     """A removed agent's quota comes back although the second transaction failed at first."""
     found = await processes(settings, registrar)
-    found.live["default", "planner"] = AgentProcess(Handle(asyncio.Event().wait), "127.0.0.1", 1, 1, Resources(100, 1 << 20))
+    handle, key = Handle(asyncio.Event().wait), (str(TENANT), str(AGENT))
+    found.live.put(AgentProcess(handle, process(registrar), key, "127.0.0.1", 1, 1, Resources(100, 1 << 20)))
     marked, mark = asyncio.Event(), registrar.mark_passive
     loop = asyncio.get_running_loop()
     failures = [UnavailableError("The store is busy."), StorageError("The disk is full.")]

@@ -26,7 +26,6 @@ from tests.governors import changed_policies
 
 TENANT, AGENT = TenantId("default"), AgentId("planner")
 OWNER = Principal(TENANT, ProjectId("default"), "key:test", frozenset(Scope))
-PLANNER = "agent:default:planner:g1"
 
 
 class Store:
@@ -88,6 +87,12 @@ def actor(actor_id: str, name: str = "", namespace: str = "sovereign", job_id: s
     return SeenActor(actor_id, name, namespace, "Mine", job_id, 7)
 
 
+def planners_own(registrar: Registrar) -> SeenActor:
+    """Return the actor of the agent that starts, which bears the name that its row says."""
+    [row] = registrar.live_rows()
+    return actor("bb", row.process, job_id=Store.own_job)
+
+
 def kills(written: list[Any]) -> list[AuditEvent]:
     events = [AuditEvent.from_body(fact.body) for fact in written]
     return [e for e in events if e.action == AuditAction.RECONCILER_KILL]
@@ -97,7 +102,7 @@ async def test_a_stray_is_written_down_once_and_ended_until_it_is_gone(ledger: A
     """The fact comes first, and holds job, class, name and process; nothing that it was called with."""
     registrar, processes, written = ledger
     store = Store()
-    store.actors = [actor("aa", "mine\u202e"), actor("bb", PLANNER, job_id=Store.own_job)]
+    store.actors = [actor("aa", "mine\u202e"), planners_own(registrar)]
     store.metadata["02000000"] = {"job_submission_id": "run-1", "sovereign.tenant": "default"}
     looks = reconciler(registrar, processes, store)
     for _ in range(4):
@@ -112,7 +117,7 @@ async def test_a_stray_that_cannot_be_written_down_lives_on_until_it_can(ledger:
     """No effect without its fact: a full disk ends nothing, and is tried again with the next look."""
     registrar, processes, written = ledger
     store = Store()
-    store.actors = [actor("aa"), actor("bb", PLANNER, job_id=Store.own_job)]
+    store.actors = [actor("aa"), planners_own(registrar)]
     looks, record = reconciler(registrar, processes, store), registrar.record_stray
 
     def full(*_: Any) -> None:
@@ -132,11 +137,11 @@ async def test_an_agent_that_just_starts_is_no_stray(ledger: Any) -> None:
     """Its row says `starting` before its actor exists, and governance knows its process only once it answers."""
     registrar, processes, written = ledger
     store = Store()
-    store.actors = [actor("bb", PLANNER, job_id=Store.own_job)]
+    store.actors = [planners_own(registrar)]
     looks = reconciler(registrar, processes, store)
     for _ in range(3):
         await looks.look()
-    assert processes.live == {}
+    assert len(processes.live) == 0
     assert (store.killed, kills(written)) == ([], [])
 
 

@@ -9,7 +9,7 @@ import pytest
 from cluster.admission.reconciliation import Findings, MayLive, Place, Reconciliation, SeenActor
 
 OURS, THEIRS, FREE = "01000000", "02000000", "03000000"
-AGENT = "agent:default:planner:g1"
+AGENT = "agent:default:one"
 MAY_LIVE = MayLive(
     namespace="sovereign",
     agents=frozenset(),
@@ -35,7 +35,7 @@ STRAYS = {
     "a part's name elsewhere": actor("governance", "somewhere", job_id=OURS),
     "among Serve's": actor("SERVE_REPLICA::mine", "serve"),
     "in Serve's namespace": actor("mine", "serve", job_id=OURS),
-    "an agent that no record stands behind": actor("agent:default:planner:g2", job_id=OURS),
+    "an agent that no record stands behind": actor("agent:default:two", job_id=OURS),
 }
 
 

@@ -320,7 +320,7 @@ def test_a_life_from_wake_to_removal(governor: Registrar, tmp_path: Path) -> Non
     record, generation = governor.begin_start(DEFAULT, A)
     assert (record.state, generation) == (AgentState.STARTING, 1)
     assert [(r.agent_id, r.generation, r.state) for r in governor.live_rows()] == [("a", 1, "starting")]
-    assert governor.mark_live(DEFAULT, A, 1, "127.0.0.1:4000").address == "127.0.0.1:4000"
+    assert governor.mark_live(DEFAULT, A, 1, "127.0.0.1:4000").lives[0].address == "127.0.0.1:4000"
     assert governor.live_rows()[0].address == "127.0.0.1:4000"
     assert governor.mark_draining(DEFAULT, A, 1).state is AgentState.DRAINING
     assert governor.mark_passive(DEFAULT, A, 1, "drained").state is AgentState.PASSIVE

@@ -1,0 +1,86 @@
+"""More agents than there is room for: processes go from one to the other, and nothing of an agent goes with them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.servers.cluster import RunningCluster, eventually, running_cluster
+from tests.sizes import soak
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """A cluster with room for two agents of a whole CPU, which never give their process back by themselves."""
+    with running_cluster(tmp_path_factory.mktemp("crowd") / "home", num_cpus=2, warm_pool=1) as running:
+        yield running
+
+
+def say(cluster: RunningCluster, agent: str, text: str) -> Any:
+    """Return what a turn of the agent's one conversation used; fails unless it was answered."""
+    script = json.dumps({"script": [{"say": text}]})
+    answer = cluster.ask(agent, script, metadata={"conversation_id": "c"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["usage"]["prompt_tokens"]
+
+
+def pids(cluster: RunningCluster) -> set[int]:
+    return {p.pid for p in cluster.processes("AgentActor")}
+
+
+def test_agents_share_processes_and_keep_their_conversations(crowd: RunningCluster) -> None:
+    """Six agents on two processes: none is ended or started, each remembers its own conversation and nobody else's.
+
+    Controls: actors/agent_processes.py AgentProcesses._take_over, actors/agent.py AgentActor.vacate.
+    """
+    names = [f"crowd-{n}" for n in range(6)]
+    for name in names:
+        crowd.register(name, cpu="1000m")
+    first = [say(crowd, name, f"I am {name}.") for name in names]
+    held = pids(crowd)
+    second = [say(crowd, name, "And again.") for name in names]
+    assert pids(crowd) == held
+    assert len(held) == 2
+    assert len(set(first)) == 1, "an agent saw more than its own words"
+    assert len(set(second)) == 1
+    assert second[0] > first[0]
+    for name in names:
+        rows = eventually(lambda n=name: crowd.usage(n), lambda rows: len(rows) == 2)
+        assert sorted(r["writer_epoch"] for r in rows) == [1, 2]
+        assert {r["kind"] for r in rows} == {"final"}
+    assert eventually(lambda: crowd.audit(reason="rebound to crowd-2"))
+
+
+def test_killing_governance_between_two_agents_leaves_no_orphan(crowd: RunningCluster) -> None:
+    """While processes go from agent to agent governance is killed: all agents stay callable, and no process is nobody's."""
+    names = [f"crowd-{n}" for n in range(6)]
+    for name in names:
+        crowd.register(name, cpu="1000m")
+    stop, answered = threading.Event(), dict.fromkeys(names, 0)
+
+    def call(mine: list[str]) -> None:
+        while not stop.is_set():
+            for name in mine:
+                answered[name] += crowd.ask(name, '{"script": [{"say": "ok"}]}').status_code == 200
+
+    callers = [threading.Thread(target=call, args=(names[n::2],)) for n in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        for _ in range(soak(1, 20)):
+            before = dict(answered)
+            eventually(lambda b=before: min(answered[n] - b[n] for n in names) >= 1, within_s=60)
+            for process in crowd.processes("GovernanceActor"):
+                process.kill()
+        before = dict(answered)
+        eventually(lambda: min(answered[n] - before[n] for n in names) >= 1, within_s=60)
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+    live = crowd.http.get("/api/v1/status").json()["live"]
+    assert len(eventually(lambda: pids(crowd), lambda p: len(p) == len(live))) == len(live)
