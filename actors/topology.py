@@ -71,9 +71,10 @@ class ClusterState:
 
     @property
     def alive(self) -> bool:
-        """Whether the supervisor that wrote this is still the process of that id."""
+        """Whether the supervisor that wrote this is still the process of that id; one that nobody has waited for is dead."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.pid_started) < 1.0
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.pid_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -101,9 +102,8 @@ def run(settings: Settings, *, on_progress: Progress, on_ready: Callable[[Cluste
             f"SOVEREIGN_HOST is {settings.host}, which other machines can reach.",
             hint="Set SOVEREIGN_EXPOSE=true if that is meant; TLS and a firewall are then yours to provide.",
         )
-    supervisor = _Supervisor(settings, on_progress)
-    with _only_one(settings):
-        return supervisor.run(on_ready)
+    with _only_one(settings):  # first: it clears what a supervisor that was killed left, where this one puts its own
+        return _Supervisor(settings, on_progress).run(on_ready)
 
 
 def stop(settings: Settings, *, timeout_s: float = 60.0, on_progress: Progress = lambda _: None) -> bool:
