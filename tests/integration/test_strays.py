@@ -88,7 +88,7 @@ def test_threat_40_strays_are_found_audited_and_killed_and_nobody_else(cluster: 
     ray_token = (cluster.settings.secret_dir / "ray-token").read_text().strip()
     dashboard = f"http://{cluster.settings.host}:{cluster.state.ports['dashboard']}"
     with httpx.Client(base_url=dashboard, headers={"authorization": f"Bearer {ray_token}"}, trust_env=False) as client:
-        before = parts(cluster)
+        before, earlier = parts(cluster), {r["object_id"] for r in cluster.audit(action="reconciler:actor:kill")}
         (tmp_path / "job.py").write_text(JOB)
         job = submit(cluster, client, "free", tmp_path / "job.py")
         eventually((tmp_path / "pid").exists, within_s=60)
@@ -106,7 +106,8 @@ def test_threat_40_strays_are_found_audited_and_killed_and_nobody_else(cluster: 
         assert strays["took_s"] < 5, strays
         eventually(lambda: not psutil.pid_exists(strays["pid"]))
         rows = eventually(
-            lambda: cluster.audit(action="reconciler:actor:kill"), lambda r: {x["object_id"] for x in r} >= {*strays["ids"]}
+            lambda: [r for r in cluster.audit(action="reconciler:actor:kill") if r["object_id"] not in earlier],
+            lambda found: {r["object_id"] for r in found} >= {*strays["ids"]},
         )
         assert sorted(r["object_id"] for r in rows) == strays["ids"], "each once, and nobody else"
         details = [json.loads(r["detail_json"]) for r in rows]
