@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from actors.agent_processes import AgentProcesses
 from actors.ray_actors import Handle, create
+from actors.ray_internals import ControlStore
+from actors.reconciler import Reconciler
 from cluster.admission.registrar import Registrar
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
@@ -68,6 +70,7 @@ class GovernanceActor:
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
+        self._reconciling: asyncio.Task[None] | None = None
 
     async def _prepared(self) -> None:
         """Recover once, whoever comes first; until then nobody is answered. After a failure the next one tries again."""
@@ -163,6 +166,8 @@ class GovernanceActor:
     async def drain_all(self) -> dict[str, Any]:
         """Passivate every agent, for a stop of the node."""
         await self._prepared()
+        if self._reconciling is not None:
+            self._reconciling.cancel()
         drained = await self._processes.end_all()
         self._registrar.close()
         self._metrics.flush()
@@ -178,6 +183,8 @@ class GovernanceActor:
         except BaseException:
             self._registrar.close()
             raise
+        reconciler = Reconciler(NAME, self._processes, self._registrar, ControlStore, self._run)
+        self._reconciling = asyncio.ensure_future(reconciler.look_for_ever())
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
