@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ray.exceptions import RayError
@@ -15,7 +15,8 @@ from ray.exceptions import RayError
 from actors.agent import AgentActor
 from actors.ray_actors import Handle, create, find, kill
 from actors.start_order import StartOrder
-from cluster.agents.spec import Resources
+from cluster.agents.scaling import ReplicaLoad
+from cluster.agents.spec import AgentSpec, Resources
 
 START_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
@@ -37,10 +38,11 @@ class AgentProcess:
     host: str
     port: int
     generation: int
-    # What it holds of the cluster.
-    resources: Resources
+    spec: AgentSpec
     # What is enforced on it; None until it said so.
     enforcement: dict[str, Any] | None = None
+    # What it has to do, as it last said.
+    load: ReplicaLoad = field(default_factory=ReplicaLoad)
     # Since when it has had no call, by the monotonic clock, as it last said; None when it had one.
     idle_since: float | None = None
     # Where it is; empty for the node that `up` started.
@@ -52,13 +54,13 @@ class AgentProcess:
 
         Raises what Ray raises or TimeoutError, and then nothing is left of it.
         """
-        resources = order.record.spec.resources
+        spec = order.record.spec
         handle = create(
             AgentActor,
             order.to_bytes(),
             name=name,
-            cpus=resources.cpu_milli / 1000,
-            memory_bytes=resources.memory_bytes,
+            cpus=spec.resources.cpu_milli / 1000,
+            memory_bytes=spec.resources.memory_bytes,
             restarts=False,  # only governance revives
             concurrency=16,
             labels=where,
@@ -70,12 +72,12 @@ class AgentProcess:
             kill(handle)
             raise
         host, port = status["host"], status["port"]
-        return cls(handle, name, order.key, host, port, order.generation, resources, node=status["node"])
+        return cls(handle, name, order.key, host, port, order.generation, spec, node=status["node"])
 
     @classmethod
-    def find(cls, name: str, key: Key, generation: int, resources: Resources) -> Self:
+    def find(cls, name: str, key: Key, generation: int, spec: AgentSpec) -> Self:
         """Return a process that another governor started; ValueError when there is no actor. Blocks: not for event loops."""
-        return cls(find(name), name, key, "", 0, generation, resources)
+        return cls(find(name), name, key, "", 0, generation, spec)
 
     async def vacate(self) -> str:
         """Let it close its agent when that has nothing to do; returns what became of it.
@@ -97,8 +99,8 @@ class AgentProcess:
             self.kill()
             raise
         status = json.loads(answer)
-        host, port = status["host"], status["port"]
-        return type(self)(self.handle, self.name, order.key, host, port, order.generation, self.resources, node=self.node)
+        host, port, spec = status["host"], status["port"], order.record.spec
+        return type(self)(self.handle, self.name, order.key, host, port, order.generation, spec, node=self.node)
 
     async def adopt(self) -> bool:
         """Learn where it answers; returns whether it says within STATUS_TIMEOUT_S that it is this very generation."""
@@ -132,14 +134,18 @@ class AgentProcess:
         except RayError:
             return "gone"
         if "load" in news:
+            self.load = ReplicaLoad(news["load"]["calls"], news["load"]["p95_s"])
             idle_for_s = news["load"]["idle_s"]
             self.idle_since = time.monotonic() - idle_for_s if idle_for_s > 0 else None
         return str(news["news"])
 
-    async def drain(self, *, only_idle: bool = False) -> bool:
-        """End the process when its calls have ended; returns False when `only_idle` and it has something to do."""
+    async def drain(self, *, only_idle: bool = False, within_s: float = DRAIN_TIMEOUT_S) -> bool:
+        """End the process when its calls have ended; returns False when `only_idle` and it has something to do.
+
+        Calls that have not ended `within_s` end lost.
+        """
         try:
-            return bool(await asyncio.wait_for(self.handle.drain.remote(DRAIN_TIMEOUT_S, only_idle), DRAIN_TIMEOUT_S + 2))
+            return bool(await asyncio.wait_for(self.handle.drain.remote(within_s, only_idle), within_s + 2))
         except TimeoutError:
             if only_idle:
                 return False
@@ -147,6 +153,11 @@ class AgentProcess:
         except RayError:
             self.kill()
         return True
+
+    @property
+    def resources(self) -> Resources:
+        """What it holds of the cluster."""
+        return self.spec.resources
 
     def idle_for_s(self) -> float:
         """Return for how long it has had no call, by what it said last; 0 when it had one."""

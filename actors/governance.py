@@ -22,13 +22,15 @@ from ray.exceptions import RayError
 from actors.agent_processes import AgentProcesses
 from actors.nodes import nodes_of_ray, to_public
 from actors.ray_actors import Handle, create, find
-from actors.shipper import shipper_name
+from actors.ray_internals import ControlStore
+from actors.reconciler import Reconciler
+from actors.shipper import shipper_name, start_shipper
 from cluster.admission.registrar import Registrar
 from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.agents.sandbox import SandboxWeakWarning
-from cluster.errors import NotFoundError, SovereignError
+from cluster.errors import NotFoundError, SovereignError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -76,6 +78,7 @@ class GovernanceActor:
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
+        self._reconciling: asyncio.Task[None] | None = None
 
     async def _prepared(self) -> None:
         """Recover once, whoever comes first; until then nobody is answered. After a failure the next one tries again."""
@@ -98,6 +101,8 @@ class GovernanceActor:
         self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
         registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
+        record = registration.record
+        self._processes.replicas.keep((str(record.tenant), str(record.spec.agent_id)), record.spec)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
 
     @_answered
@@ -131,7 +136,7 @@ class GovernanceActor:
 
     @_answered
     async def resolve(self, principal: str, agent_id: str, not_generation: int = 0) -> dict[str, Any]:
-        """Return where the agent answers and a ticket for the caller, waking the agent when it is passive.
+        """Return `{"replicas": […]}`: where each answers with a ticket for the caller, waking the agent when it is passive.
 
         `not_generation` names a generation that the caller found gone; it is looked after before it is handed out again.
         """
@@ -140,7 +145,8 @@ class GovernanceActor:
         agent = AgentId.parse(agent_id, "model")
         self._gate.check()
         await self._run(partial(self._registrar.check_invocation, who, agent))
-        return (await self._processes.resolve(who.tenant, agent, who.subject, not_generation)).to_json()
+        found = await self._processes.resolve(who.tenant, agent, who.subject, not_generation)
+        return {"replicas": [resolved.to_json() for resolved in found]}
 
     @_answered
     async def fill_pool(self) -> dict[str, Any]:
@@ -168,6 +174,21 @@ class GovernanceActor:
     async def cluster_settings(self) -> str:
         """Return the settings of the cluster as JSON, for a node that joins it."""
         return self._settings.to_json()
+
+    @_answered
+    async def admit_node(self, name: str, metrics_port: int) -> dict[str, Any]:
+        """Give a node that joined a shipper, and let it take agents."""
+        # Created here and not by the node's own driver, whose actors are strays to the reconciler, as any other driver's are.
+        await self._prepared()
+        node = await self._node(name)
+        shipper = await self._run(partial(start_shipper, self._settings, node.ray_id, metrics_port))
+        try:
+            await asyncio.wait_for(shipper.ready.remote(), FLUSH_TIMEOUT_S)
+        except (RayError, TimeoutError) as e:
+            raise UnavailableError(f"The shipper of node {name} did not start: {e}.") from e
+        if name in self._processes.nodes.cordoned:
+            await self._resume(name, "join")
+        return {"node": name}
 
     @_answered
     async def nodes(self) -> dict[str, Any]:
@@ -209,13 +230,15 @@ class GovernanceActor:
     async def resume_node(self, name: str, actor: str) -> dict[str, Any]:
         """Let a node take agents again."""
         await self._prepared()
-        known = self._processes.nodes
-        if name not in known.cordoned:
-            await self._node(name)
+        if name in self._processes.nodes.cordoned:
+            await self._resume(name, actor)
         else:
-            await self._run(partial(self._registrar.cordons.lift, name, actor))
-            known.cordoned -= {name}
+            await self._node(name)
         return {"node": name}
+
+    async def _resume(self, name: str, actor: str) -> None:
+        await self._run(partial(self._registrar.cordons.lift, name, actor))
+        self._processes.nodes.cordoned -= {name}
 
     async def _node(self, name: str) -> Node:
         known = self._processes.nodes
@@ -239,6 +262,8 @@ class GovernanceActor:
     async def drain_all(self) -> dict[str, Any]:
         """Passivate every agent, for a stop of the node."""
         await self._prepared()
+        if self._reconciling is not None:
+            self._reconciling.cancel()
         drained = await self._processes.end_all()
         self._registrar.close()
         self._metrics.flush()
@@ -254,6 +279,8 @@ class GovernanceActor:
         except BaseException:
             self._registrar.close()
             raise
+        reconciler = Reconciler(NAME, self._processes, self._registrar, ControlStore, self._run)
+        self._reconciling = asyncio.ensure_future(reconciler.look_for_ever())
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def tighten(config: str, host: str, pages: Path) -> str:
         config = re.sub(r"^defaults\n", "defaults\n" + bounds, config, count=1, flags=re.M)
     config = re.sub(r"^frontend http_frontend\n", lambda found: found[0] + CLEANED, config, flags=re.M)
     config = re.sub(r"^(\s*errorfile) (50[234]) .*$", rf"\g<1> \g<2> {pages}/\g<2>.http", config, flags=re.M)
+    # The gateway takes every path, so one that Serve knows no backend for means that no gateway is there yet; without
+    # Serve's 404 the backend has no server, and says 503.
+    config = re.sub(r"^(backend default_backend\n)\s*http-request return status 404 .*\n", r"\g<1>", config, flags=re.M)
     # With spliced requests HAProxy 2.8 often does not pass on that the client went away: it spins, and the call runs on.
     return re.sub(r"^\s*option splice-request\n", "", config, flags=re.M)
 

@@ -87,9 +87,11 @@ class KnownNodes:
     def allow(self, spec: AgentSpec, name: str) -> bool:
         """Return whether the agent may be on the node of that name, where it would take the process of another one."""
         node = next((n for n in self._nodes if n.name == (name or self.home)), None)
-        if node is None:
-            return not spec.node_labels and name not in self.cordoned
-        return node.name not in self.cordoned and node.has(dict(spec.node_labels))
+        return self.takes(name) and (not spec.node_labels if node is None else node.has(dict(spec.node_labels)))
+
+    def takes(self, name: str) -> bool:
+        """Return whether the node takes agents; an empty name is the head's."""
+        return (name or self.home) not in self.cordoned
 
 
 def to_public(node: Node, cordoned: bool, agents: int) -> dict[str, Any]:

@@ -135,6 +135,9 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_AUTH_TOKEN_PATH": str(settings.secret_dir / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # agents are drained before Ray is asked to end
+        # What the control store knows survives it (`ray_head.py`); it is no record, and a node that starts begins without it.
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(settings.run_dir / "gcs"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
@@ -213,7 +216,7 @@ def head_command(settings: Settings, ports: Ports) -> list[str]:
         "dashboard-port": ports.dashboard,
         "ray-client-server-port": ports.ray_client,
     }
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *_options(settings, ports, options)]
+    return [sys.executable, "-m", "actors.ray_head", "start", "--head", *_options(settings, ports, options)]
 
 
 def worker_command(settings: Settings, ports: Ports, address: str) -> list[str]:

@@ -68,15 +68,13 @@ def stop() -> None:
 
 
 def join(settings: Settings, ports: Ports) -> None:
-    """Wait for this node, give it a shipper, and let it take agents; its other parts come with the agents."""
+    """Wait for this node, and have governance give it a shipper and agents."""
     governance = find(GOVERNANCE)
-    node = _wait_for_node(settings.node)
+    _wait_for_node(settings.node)
     of_cluster = Settings.of_this_node(_answer(governance.cluster_settings.remote()))
     # Raises where the cluster's tools are confined and this node can't confine them.
     wiring.open_sandbox(of_cluster.sandbox)
-    shipper = start_shipper(of_cluster, node.ray_id, ports.node_metrics)
-    ray.get(shipper.ready.remote(), timeout=READY_TIMEOUT_S)
-    _answer(governance.resume_node.remote(settings.node, "join"))
+    _answer(governance.admit_node.remote(settings.node, ports.node_metrics))
 
 
 def leave(settings: Settings) -> None:

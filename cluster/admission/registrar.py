@@ -19,6 +19,7 @@ from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.quota_use import QuotaUse
+from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
 from cluster.agents.lifecycle import AgentEvent, AgentState
@@ -41,12 +42,18 @@ from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditOutcome
+from cluster.telemetry.redaction import redact
 
 WRITER_ID: Final = "governance"
+# Who ends strays, in the audit log.
+RECONCILER: Final = "reconciler"
+# How much of a name that a stray's creator chose is written down.
+_MAX_NAME: Final = 200
 # The epoch of the governor's journal is its fencing token too: whoever registers a later journal is the governor.
 EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 # Spelled here, because the registrar's own `list` hides the builtin inside its class.
 LiveRows = list[LiveRow]
+Kept = list[tuple[TenantId, AgentId]]
 _Records = list[AgentRecord]
 # What completes a registration of a tenant that has no plan: it is refused, and nothing of it is allowed anywhere.
 _NO_PLAN: Final = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data_access_level="")
@@ -193,10 +200,10 @@ class Registrar:
             raise _denied(f"Agent {agent_id} can't be called", decision)
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
-        """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
+        """Decide again, and begin one more generation of an agent; returns the record and the generation to start.
 
         The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
-        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it is not passive.
+        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it has all its replicas.
         """
         return self._activator.begin_start(tenant, agent_id)
 
@@ -242,6 +249,10 @@ class Registrar:
         """Return every generation of which a process may exist; the cost depends on their number alone."""
         return [*self._registry.live()]
 
+    def kept(self) -> Kept:
+        """Return every agent that has processes also while nobody calls it; the cost depends on their number alone."""
+        return [*self._registry.kept()]
+
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
         use, plan = self._registry.quota_use(tenant), self._bundle.catalog.plan_of(tenant)
@@ -251,6 +262,31 @@ class Registrar:
             "memory_bytes": {"used": use.resources.memory_bytes, "limit": bound.memory if bound else 0},
             "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
         }
+
+    def may_have_raw_actors(self, tenant: str) -> bool:
+        """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
+        return self._bundle.catalog.may_have_raw_actors(tenant)
+
+    def record_stray(self, stray: SeenActor, tenant: str) -> None:
+        """Write down that an actor without a record is ended, before it is; raises StorageError, and then it must not be.
+
+        `tenant` is what its job says of itself, if anything.
+        """
+        self._journal.write(
+            AuditAction.RECONCILER_KILL,
+            AuditOutcome.ALLOWED,
+            tenant=tenant,
+            agent=stray.actor_id,
+            actor=RECONCILER,
+            reason="no record stands behind it",
+            detail={
+                "job_id": stray.job_id,
+                "class_name": redact(stray.class_name)[:_MAX_NAME],
+                "name": redact(stray.name)[:_MAX_NAME],
+                "namespace": redact(stray.namespace)[:_MAX_NAME],
+                "pid": stray.pid,
+            },
+        )
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
         """Return the hosts behind the names of the agent's network access, as the policy in force says."""

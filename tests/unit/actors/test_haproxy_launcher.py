@@ -29,6 +29,10 @@ frontend stats
     bind *:8404
 frontend http_frontend
     bind 127.0.0.1:8080
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \'%[path]\' not found."
+backend another
+    http-request return status 404 content-type text/plain string "its own"
 """
 
 
@@ -59,6 +63,12 @@ def test_a_gateway_that_is_away_is_told_from_one_that_failed() -> None:
         assert problem["status"] == status
         assert problem["error"]["code"] == problem["code"]
         assert ("retry-after: 1" in head) == (status == 503)
+
+
+def test_a_gateway_that_is_yet_to_come_is_away_and_not_unknown() -> None:
+    """Until Serve knows the gateway no path has a backend; the one for such has no server then, so it says 503 and not 404."""
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
+    assert tight.endswith("backend default_backend\nbackend another\n" + CONFIG.splitlines()[-1] + "\n")
 
 
 def test_requests_are_not_spliced() -> None:
@@ -119,4 +129,5 @@ def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     assert "\ndefaults\n    mode http\n" in template
     assert "\n    option splice-request\n" in template
     assert [f"\n    errorfile {status} " in template for status in ERRORS] == [True, True, True]
+    assert "\nbackend default_backend\n    http-request return status 404 content-type text/plain " in template
     assert "\nfrontend http_frontend\n    bind " in template
