@@ -122,10 +122,11 @@ def test_a_drained_nodes_agents_wake_elsewhere(nodes: Nodes) -> None:
     Controls: actors/agent_processes.py AgentProcesses.end_on, cluster/admission/cordons.py Cordons.put.
     """
     cluster = nodes.cluster
-    # Each takes more than half of a node, so that one of the three is on `a`, whichever Ray fills first.
-    movers = ["mover-1", "mover-2", "mover-3"]
-    for agent in movers:
-        assert cluster.register(agent, model="scripted:ok", cpu="2500m").status_code == 201
+    # Each takes more than half of a node, so that one of the three is on `a`, whichever Ray fills first; each is of another
+    # size, so that none takes over the process of another.
+    movers = {"mover-1": "2500m", "mover-2": "2510m", "mover-3": "2520m"}
+    for agent, cpu in movers.items():
+        assert cluster.register(agent, model="scripted:ok", cpu=cpu).status_code == 201
         assert cluster.ask(agent).status_code == 200
     (moved,) = [agent for agent in movers if journal_folder(cluster, agent) == nodes.a]
     done = command(cluster, "nodes", "drain", nodes.a)
