@@ -1,4 +1,4 @@
-"""The supervisor of a node that joins a running cluster: starts Ray there, watches it, and ends what it started.
+"""The supervisor of a node that joins a running cluster: starts Ray there, again when it ended, and ends what it started.
 
 Like the supervisor of the first node (`actors.topology`) it holds no Ray connection. What it starts carries the cluster's
 marker and the node's name, so that the cluster's end takes it along, and the node's end takes nothing else.
@@ -26,6 +26,7 @@ import psutil
 
 from actors.listeners import assert_private, is_loopback
 from actors.ray_environment import Ports, ray_environment, worker_command
+from actors.restart_bound import RestartBound
 from actors.topology import PR_SET_CHILD_SUBREAPER, ClusterState, Progress, end_marked, marked, read_state, reap_orphans
 from cluster.agents.cgroup import remove_cgroups
 from cluster.agents.placement import parse_node_labels
@@ -34,6 +35,8 @@ from cluster.settings import PROJECT_ROOT, Settings
 
 JOIN_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 40.0
+# A node whose Ray ends oftener than so will not be mended by one more start.
+RESTARTS, RESTARTS_WITHIN_S = 5, 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class _Supervisor:
         self._settings = settings
         self._cluster = cluster
         self._stop = False
+        self._ray: subprocess.Popen[bytes] | None = None
         _make_folders(settings)
         self._ports = Ports.choose(settings.model_copy(update={"http_port": 0}))
         self._env = ray_environment(settings, self._ports, cluster.cluster_id, os.environ)
@@ -162,42 +166,88 @@ class _Supervisor:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
-        self._write("starting")
-        ray: subprocess.Popen[bytes] | None = None
         try:
-            self._progress("starting Ray")
-            with self._log("ray") as log:
-                ray = self._spawn(worker_command(self._settings, self._ports, self._cluster.ray_address), log)
-            self._bootstrap("join", JOIN_TIMEOUT_S, ray)
-            assert_private(self._settings, (p.pid for p in marked(self._state.cluster_id, self._settings.node)))
-            self._write("ready")
+            self._start()
             on_ready(self._state)
-            return self._watch(ray)
+            return self._watch()
         except _StoppedError:
             return 0
         finally:
-            self._tear_down(ray)
+            self._tear_down()
+
+    def _start(self) -> None:
+        self._write("starting")
+        self._progress("starting Ray")
+        with self._log("ray") as log:
+            self._ray = self._spawn(worker_command(self._settings, self._ports, self._cluster.ray_address), log)
+        self._bootstrap("join", JOIN_TIMEOUT_S)
+        assert_private(self._settings, (p.pid for p in marked(self._state.cluster_id, self._settings.node)))
+        self._write("ready")
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
 
-    def _watch(self, ray: subprocess.Popen[bytes]) -> int:
+    def _watch(self) -> int:
+        bound = RestartBound(RESTARTS, RESTARTS_WITHIN_S)
         while not self._stop:
-            if ray.poll() is not None:
-                self._progress(f"Ray ended by itself with code {ray.returncode}; see {self._settings.log_dir}")
+            if self._ray is not None and self._ray.poll() is None:
+                reap_orphans(self._ray.pid)
+                time.sleep(0.2)
+            elif not self._start_again(bound):
+                self._progress("the cluster has ended, and this node with it")
                 return 1
-            reap_orphans(ray.pid)
-            time.sleep(0.2)
         return 0
 
-    def _tear_down(self, ray: subprocess.Popen[bytes] | None) -> None:
-        ready = self._state.status == "ready"
+    def _start_again(self, bound: RestartBound) -> bool:
+        """Join again after Ray ended here, by itself or with the head; False when the cluster has ended.
+
+        Raises UnavailableError when it ends too often.
+        """
+        code = self._ray.returncode if self._ray is not None else None
+        if not bound.allows(time.monotonic()):
+            raise UnavailableError(
+                f"Ray ended on this node with code {code}, after {bound.limit} restarts in {bound.within_s / 60:.0f} minutes.",
+                hint=f"Look into {self._settings.log_dir} for the reason, then join again.",
+            )
+        self._progress(f"Ray ended with code {code}; joining again")
+        self._write("starting")
+        end_marked(self._state.cluster_id, self._settings.node, gently=False)
+        shutil.rmtree(self._settings.run_dir, ignore_errors=True)
+        _make_folders(self._settings)
+        if not self._await_cluster():
+            return False
+        try:
+            self._start()
+        except UnavailableError as e:
+            # It ended again while it started, perhaps with a head that does: that counts as one more end.
+            self._progress(str(e))
+            if self._ray is not None:
+                self._ray.kill()
+                self._ray.wait()
+        return True
+
+    def _await_cluster(self) -> bool:
+        """Wait until the cluster that we joined is ready, because its head may be starting again; False when it has ended."""
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._stop:
+                raise _StoppedError
+            cluster = read_state(self._settings)
+            if cluster is None or not cluster.alive or cluster.cluster_id != self._state.cluster_id:
+                return False
+            if cluster.status == "ready":
+                return True
+            time.sleep(0.2)
+        return False
+
+    def _tear_down(self) -> None:
+        ray, ready = self._ray, self._state.status == "ready"
         self._write("stopping")
         if ready and ray is not None and ray.poll() is None:
             self._progress("draining agents and shipping what is left")
             self._stop = False
             with contextlib.suppress(SovereignError, _StoppedError):
-                self._bootstrap("leave", LEAVE_TIMEOUT_S, ray)
+                self._bootstrap("leave", LEAVE_TIMEOUT_S)
         if ray is not None and ray.poll() is None:
             ray.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -214,7 +264,7 @@ class _Supervisor:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | more
         return subprocess.Popen(command, env=self._env, cwd=PROJECT_ROOT, start_new_session=True, text=False, **streams)
 
-    def _bootstrap(self, verb: str, timeout_s: float, ray: subprocess.Popen[bytes]) -> None:
+    def _bootstrap(self, verb: str, timeout_s: float) -> None:
         command = [sys.executable, "-m", "serve_apps.bootstrap", verb, self._cluster.ray_address]
         with self._log("bootstrap") as log, tempfile.TemporaryFile() as request:
             request.write(json.dumps({"settings": self._settings.to_json(), "ports": self._ports.to_dict()}).encode())
@@ -223,8 +273,8 @@ class _Supervisor:
             deadline = time.monotonic() + timeout_s
             while child.poll() is None:
                 why = "" if time.monotonic() < deadline else f"The node did not {verb} within {timeout_s:.0f} s"
-                if ray.poll() is not None:
-                    why = f"Ray ended with code {ray.returncode} on this node"
+                if self._ray is not None and self._ray.poll() is not None:
+                    why = f"Ray ended with code {self._ray.returncode} on this node"
                 if why or self._stop:
                     child.kill()
                     child.wait()

@@ -16,6 +16,12 @@ from cluster.agents.spec import AgentSpec, Resources
 _RAYS_LABELS: Final = "ray.io/"
 
 
+def living_ids(name: str) -> list[str]:
+    """Return the Ray ids under which a node is alive: two as long as Ray has not noticed that the first one is dead."""
+    untyped: Any = ray
+    return [entry["NodeID"] for entry in untyped.nodes() if entry["Alive"] and entry["Labels"].get(NODE_LABEL) == name]
+
+
 def nodes_of_ray() -> list[Node]:
     """Return every node that Ray has known, once under each of its names; blocks: never call it on an event loop."""
     untyped: Any = ray

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from actors.governance import NAME as GOVERNANCE
 from actors.governance import start_governance
 from actors.local_model import start_local_model
-from actors.nodes import nodes_of_ray
+from actors.nodes import living_ids, nodes_of_ray
 from actors.ray_actors import find, names
 from actors.ray_environment import NAMESPACE, Ports
 from actors.shipper import PREFIX as SHIPPERS
@@ -88,11 +88,11 @@ def leave(settings: Settings) -> None:
 def _wait_for_node(name: str) -> Node:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        for node in nodes_of_ray():
-            if node.name == name and node.alive:
-                return node
-        time.sleep(0.05)
-    raise UnavailableError(f"Ray does not know node {name} after {READY_TIMEOUT_S:.0f} s.")
+        # An earlier life of the node may not have been given up yet, and its id must not be taken for this one's.
+        if len(living_ids(name)) == 1:
+            return next(node for node in nodes_of_ray() if node.name == name)
+        time.sleep(0.1)
+    raise UnavailableError(f"Ray does not know node {name}, or knows it twice, after {READY_TIMEOUT_S:.0f} s.")
 
 
 def _answer(reference: Any) -> Any:

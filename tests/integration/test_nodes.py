@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cluster.coordination.journals import journal_node
 from cluster.journal.journal_id import list_journals
 from tests.servers.cluster import RunningCluster, eventually
 from tests.servers.three_nodes import launcher_file, three_nodes
+from tests.sizes import SOAK
 
 # Each of two clients calls each of them without pause while the node that has them is killed.
 VICTIMS = ["victim-a", "victim-b"]
@@ -181,6 +183,35 @@ class Load:
             thread.join()
 
 
+@pytest.mark.skipif(not SOAK, reason="by design: in the soak run alone, for it takes as long as the rest of this file")
+@pytest.mark.parametrize("part", ["raylet", "head"])
+def test_a_node_joins_again_by_itself(nodes: Nodes, part: str) -> None:
+    """After the end of its own raylet, and after that of the whole head, which takes it along.
+
+    Control: actors/joined_node.py _Supervisor._start_again.
+    """
+    cluster = nodes.cluster
+    cluster.register("back", model="scripted:ok", cpu="100m", node_labels={"zone": "a"})
+    assert cluster.ask("back").status_code == 200
+    state = read_node_state(cluster.settings.of_node(nodes.a))
+    assert state is not None
+    processes = marked(cluster.state.cluster_id, nodes.a) if part == "raylet" else marked(cluster.state.cluster_id)
+    for process in [p for p in processes if part == "head" or p.name() == "raylet"]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+    def answered() -> bool:
+        try:
+            return cluster.ask("back").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    eventually(answered, within_s=150)
+    again = read_node_state(cluster.settings.of_node(nodes.a))
+    assert again is not None
+    assert (again.pid, again.started_at) == (state.pid, state.started_at)
+
+
 def test_a_node_killed_under_load_loses_no_acknowledged_call(nodes: Nodes) -> None:
     """kill -9 of a node's every process: its agents wake elsewhere, and each acknowledged call is in the lake exactly once.
 
@@ -215,7 +246,7 @@ def test_a_node_killed_under_load_loses_no_acknowledged_call(nodes: Nodes) -> No
     caller.join(60)
     assert hung[0].status_code == 503
     assert {journal_folder(cluster, agent) for agent in VICTIMS} == {nodes.a}
-    assert nodes.listed()[nodes.b]["state"] == "gone"
+    eventually(lambda: nodes.listed()[nodes.b]["state"], lambda state: state == "gone")
 
     def finals() -> Counter[str]:
         rows = [row for agent in VICTIMS for row in cluster.usage(agent)]
