@@ -200,16 +200,19 @@ def test_a_node_joins_again_by_itself(nodes: Nodes, part: str) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
 
+    def status() -> tuple[int, str]:
+        now = read_node_state(cluster.settings.of_node(nodes.a))
+        return (now.pid, now.status) if now else (0, "")
+
     def answered() -> bool:
         try:
             return cluster.ask("back").status_code == 200
         except httpx.HTTPError:
             return False
 
-    eventually(answered, within_s=150)
-    again = read_node_state(cluster.settings.of_node(nodes.a))
-    assert again is not None
-    assert (again.pid, again.started_at) == (state.pid, state.started_at)
+    eventually(status, lambda seen: seen == (state.pid, "starting"))
+    eventually(status, lambda seen: seen == (state.pid, "ready"), within_s=150)
+    eventually(answered, within_s=60)
 
 
 def test_a_node_killed_under_load_loses_no_acknowledged_call(nodes: Nodes) -> None:
