@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import FrameType
 from typing import IO, Any
 
 import psutil
 
 from actors.listeners import assert_private, is_loopback
+from actors.node_state import NodeState, read_node_state
 from actors.ray_environment import Ports, ray_environment, worker_command
 from actors.restart_bound import RestartBound
 from actors.topology import PR_SET_CHILD_SUBREAPER, ClusterState, Progress, end_marked, marked, read_state, reap_orphans
@@ -37,47 +38,6 @@ JOIN_TIMEOUT_S = 120.0
 LEAVE_TIMEOUT_S = 40.0
 # A node whose Ray ends oftener than so will not be mended by one more start.
 RESTARTS, RESTARTS_WITHIN_S = 5, 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """What runs of one node that joined; `status` is starting, ready or stopping."""
-
-    name: str
-    cluster_id: str
-    status: str
-    pid: int
-    pid_started: float
-    ray_address: str
-    metrics_url: str
-    started_at: float
-    version: int = 1
-
-    @property
-    def alive(self) -> bool:
-        """Whether the supervisor that wrote this is still the process of that id."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.pid_started) < 1.0
-        except psutil.Error:
-            return False
-
-
-def read_node_state(settings: Settings) -> NodeState | None:
-    """Return what was last written of the node whose settings these are, or None; ask `alive` whether it still holds."""
-    try:
-        return NodeState(**json.loads(settings.node_state_path.read_text()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as e:
-        raise ConfigurationError(
-            f"{settings.node_state_path} cannot be read: {e}", hint="If no node of that name runs here, delete the file."
-        ) from None
-
-
-def node_states(settings: Settings) -> list[NodeState]:
-    """Return what was last written of each node that joined under this home, in order of their names."""
-    names = sorted(path.parent.name for path in settings.nodes_dir.glob("*/node.json"))
-    return [state for name in names if (state := read_node_state(settings.of_node(name))) is not None]
 
 
 def cluster_to_join(settings: Settings, address: str) -> ClusterState:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from actors.joined_node import NodeState
+    from actors.node_state import NodeState
     from cluster.settings import Settings
 
 app = typer.Typer(help="List, drain and resume the nodes of the cluster.", no_args_is_help=True, rich_markup_mode=None)
@@ -154,7 +154,7 @@ def _join_detached(settings: Settings, name: str | None, address: str) -> None:
 
 
 def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, begin: int) -> NodeState:
-    from actors import joined_node
+    from actors.node_state import node_states
 
     deadline = time.monotonic() + READY_TIMEOUT_S
     with OUTPUT.progress("joining"):
@@ -162,7 +162,7 @@ def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, 
             ended = child.poll()
             if ended is not None:
                 raise why_it_ended(log, begin, ended)
-            for state in joined_node.node_states(settings):
+            for state in node_states(settings):
                 if state.pid == child.pid and state.status == "ready":
                     return state
             time.sleep(POLL_S)

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from actors.joined_node import read_node_state
+from actors.node_state import read_node_state
 from actors.topology import marked
 from cluster import wiring
 from cluster.coordination.journals import journal_node

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from actors.joined_node import leave, node_states
+from actors.joined_node import leave
+from actors.node_state import node_states
 from actors.topology import read_state, stop
 from cluster.settings import PROJECT_ROOT, Settings
 from tests.servers.cluster import RunningCluster
