@@ -100,7 +100,7 @@ class ChannelClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone; a later call raises AgentLostError, or StaleGenerationError if the agent took its leave."""
+        """Whether the connection is gone; a later call raises AgentLostError, or StaleGenerationError if the agent took leave."""
         return self._connection.closed
 
     @property

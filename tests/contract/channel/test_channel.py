@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -543,6 +544,27 @@ async def test_a_call_that_meets_an_agent_on_its_leave_never_began() -> None:
         assert begun == [b"first"]
         with pytest.raises(StaleGenerationError):
             await client.call(b"after", grant=agent.grant, deadline_s=PATIENCE_S)
+
+
+async def test_a_call_that_began_and_never_stops_is_lost_when_its_agent_goes() -> None:
+    """A handler that does not listen is left behind, and its caller does not take its call for one that never began."""
+    started, let_go = asyncio.Event(), asyncio.Event()
+
+    async def deaf(call: IncomingCall) -> bytes:
+        started.set()
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return b""
+
+    async with an_agent(deaf) as agent:
+        client = await agent.client()
+        running = asyncio.ensure_future(client.call(b"", grant=agent.grant, deadline_s=PATIENCE_S))
+        await soon(started)
+        await agent.server.close(timeout_s=0.01)
+        with pytest.raises(AgentLostError):
+            await running
+        let_go.set()
 
 
 async def test_closing_answers_what_still_runs() -> None:
