@@ -48,8 +48,9 @@ CPU_MILLI = {CALLED: 100, QUIET: 10}
 # What each agent declares. Memory is what bounds the number of processes here.
 MEMORY_MIB = 64
 MAX_CALLED = 10_000
-THREADS = 32
-LOOKUPS = 20_000
+THREADS, BATCH = 32, 500
+# So many in a round; the best of the rounds counts, because others may use the machine.
+LOOKUPS, ROUNDS = 10_000, 3
 # What a process of an agent takes at most of this machine's memory, and how many are enough.
 PROCESS_BYTES, PROCESSES = 300 << 20, 20
 # Zipf's exponent: of many services' objects, about this.
@@ -76,14 +77,20 @@ def register(registrar: Registrar, numbers: range) -> None:
         limits = {"cpu": f"{CPU_MILLI[tenant]}m", "memory": f"{MEMORY_MIB}Mi"}
         registrar.register(who, parse_registration(body | {"security_policy": {"resource_limits": limits}}))
 
+    # In parts, because what waits in a pool takes more memory than what is measured here.
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(one, numbers):
-            pass
+        for first in range(numbers.start, numbers.stop, BATCH):
+            for _ in pool.map(one, range(first, min(first + BATCH, numbers.stop))):
+                pass
 
 
 def lookup_us_p99(registrar: Registrar, registered: int) -> float:
     """Return the 99th percentile of a look-up of one agent among all, in microseconds."""
-    rng, took = random.Random(1), []
+    return min(_round(registrar, registered, seed) for seed in range(ROUNDS))
+
+
+def _round(registrar: Registrar, registered: int, seed: int) -> float:
+    rng, took = random.Random(seed), []
     for _ in range(LOOKUPS):
         number = rng.randrange(registered)
         began = time.perf_counter_ns()
