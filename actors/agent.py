@@ -144,7 +144,9 @@ class LiveAgent:
         journal = JournalWriter(
             settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
         )
-        books = AgentBooks(order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock)
+        books = AgentBooks(
+            order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock, wiring.journal_gate(settings)
+        )
 
         def end_over_limit(held: int, allowed: int) -> None:
             books.over_limit(f"held {held} bytes of {allowed} allowed")

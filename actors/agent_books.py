@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from actors.channel.incoming_call import Why
@@ -13,14 +17,20 @@ from actors.wire import CallOrder, Usage
 from cluster.agents.call import Call, CallMeter
 from cluster.agents.cpu_accounting import CpuAccountant
 from cluster.clock import Clock
-from cluster.errors import CancelledCallError, DeadlineExceededError, SovereignError
+from cluster.errors import CancelledCallError, DeadlineExceededError, SovereignError, StorageError
 from cluster.identity.ids import uuid7
 from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
 from cluster.journal.fact import Fact, Stream
+from cluster.journal.gate import JournalGate
+from cluster.journal.owed import OwedFacts
 from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
 from cluster.journal.writer import JournalWriter
 from cluster.telemetry.metrics import Metrics, Stage
 
+log = logging.getLogger(__name__)
+
+# Between tries to write what the disk did not take.
+PAY_INTERVAL_S = 1.0
 # How long the call that woke an agent may take to reach it.
 FIRST_CALL_US = 5_000_000
 # How many calls say how long calls take now.
@@ -33,9 +43,13 @@ _LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large")
 class AgentBooks:
     """The journal of one agent generation, and the CPU and metrics that its calls are charged with."""
 
-    def __init__(self, order: StartOrder, journal: JournalWriter, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, order: StartOrder, journal: JournalWriter, metrics: Metrics, clock: Clock, gate: JournalGate) -> None:
         self.order = order
-        self.journal = journal
+        self._journal = journal
+        self._gate = gate
+        # What the disk did not take though it happened; empty while all is well.
+        self._owed = OwedFacts(journal)
+        self._paying: asyncio.TimerHandle | None = None
         self.metrics = metrics
         self.clock = clock
         self.cpu = CpuAccountant()
@@ -50,12 +64,25 @@ class AgentBooks:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last call ended; 0 while one runs."""
-        return 0.0 if self.running else max(0.0, (self.clock.monotonic_us() - self._quiet_since_us) / 1e6)
+        """Seconds since the last call ended; 0 while one runs, or while its last fact is not written."""
+        if self.running or self._owed:
+            return 0.0
+        return max(0.0, (self.clock.monotonic_us() - self._quiet_since_us) / 1e6)
 
-    def entered(self) -> None:
-        """Note that a call was admitted."""
+    def admit(self, fact: Fact) -> None:
+        """Write that a call was admitted; raises JournalFullError or StorageError, and then there is no call."""
+        self._gate.check()
+        self._owed.pay()
+        self._journal.append(fact)
         self.running += 1
+
+    def settle(self, fact: Fact, unheard: Callable[[], Fact]) -> None:
+        """Write how a call ended. Raises StorageError when the disk refuses: then `unheard` is written when there is room."""
+        try:
+            self._owed.write(fact, unheard)
+        except StorageError:
+            self._pay_later()
+            raise
 
     @property
     def p95_s(self) -> float:
@@ -72,23 +99,49 @@ class AgentBooks:
     def refused_call(self, reason: str) -> None:
         """Record that a call frame was refused before it reached the agent."""
         self.metrics.refused(reason)
-        self._audit(AuditAction.CHANNEL_REFUSE, AuditOutcome.DENIED, reason)
+        self._refused(AuditAction.CHANNEL_REFUSE, reason)
 
     def refused_tool(self, tool: str, reason: str) -> None:
         """Record that a tool call was refused before it ran."""
         self.metrics.refused("tool")
-        self._audit(AuditAction.TOOL_REFUSE, AuditOutcome.DENIED, reason, {"tool": tool[:80]})
+        self._refused(AuditAction.TOOL_REFUSE, reason, {"tool": tool[:80]})
 
     def over_limit(self, reason: str) -> None:
-        """Record that this process ends itself because it took more than it declared."""
-        self._audit(AuditAction.LIFECYCLE_TRANSITION, AuditOutcome.FAILED, reason)
+        """Record that this process ends itself because it took more than it declared; for any thread, and never raises."""
+        with contextlib.suppress(StorageError):  # it ends in any case
+            self._owed.note(self._event(AuditAction.LIFECYCLE_TRANSITION, AuditOutcome.FAILED, reason))
 
     def close(self) -> None:
         """Flush metrics and close the journal."""
+        if self._paying is not None:
+            self._paying.cancel()
+        try:
+            self._owed.pay()
+        except StorageError as e:
+            log.warning("%d facts are lost with this process; their calls end as lost: %s", len(self._owed), e.detail)
         self.metrics.flush()
-        self.journal.close()
+        self._journal.close()
 
-    def _audit(self, action: AuditAction, outcome: AuditOutcome, reason: str, detail: dict[str, Any] | None = None) -> None:
+    def _pay_later(self) -> None:
+        if self._paying is None:
+            log.error("the disk did not take a fact that must not be lost; it is tried again until it does")
+            self._paying = asyncio.get_running_loop().call_later(PAY_INTERVAL_S, self._pay)
+
+    def _pay(self) -> None:
+        try:
+            self._owed.pay()
+        except StorageError:
+            self._paying = asyncio.get_running_loop().call_later(PAY_INTERVAL_S, self._pay)
+        else:
+            self._paying = None
+            log.warning("the disk took what it had refused")
+
+    def _refused(self, action: AuditAction, reason: str, detail: dict[str, Any] | None = None) -> None:
+        self._owed.note(self._event(action, AuditOutcome.DENIED, reason, detail))
+        if self._owed:
+            self._pay_later()
+
+    def _event(self, action: AuditAction, outcome: AuditOutcome, reason: str, detail: dict[str, Any] | None = None) -> Fact:
         event = AuditEvent.new(
             self.clock,
             action,
@@ -99,7 +152,7 @@ class AgentBooks:
             reason=reason,
             detail=detail,
         )
-        self.journal.append(Fact(Stream.AUDIT, event.to_body()))
+        return Fact(Stream.AUDIT, event.to_body())
 
 
 class CallBooks:
@@ -139,9 +192,8 @@ class CallBooks:
             reservation_id=order.reservation_id or self._event_id,
             model=books.order.record.spec.model,
         )
-        books.journal.append(Fact(Stream.CALL, admitted.to_body()))
+        books.admit(Fact(Stream.CALL, admitted.to_body()))
         books.cpu.enter(self._event_id)
-        books.entered()
 
     def used(self) -> Usage:
         """End the measuring of an admitted call and return what it used; the same ever after."""
@@ -195,10 +247,18 @@ class CallBooks:
             provider_usage_raw=json.dumps(meter.provider_usage) if meter.provider_usage else None,
         )
         before_us = books.clock.monotonic_us()
-        books.journal.append(Fact(Stream.USAGE, event.to_body()))
+        books.settle(Fact(Stream.USAGE, event.to_body()), lambda: Fact(Stream.USAGE, _unheard(event).to_body()))
         books.metrics.stage(Stage.JOURNAL, books.clock.monotonic_us() - before_us)
+        books.metrics.stage(Stage.QUEUE, meter.turn_wait_us)
         books.metrics.stage(Stage.AGENT_RUN, used.latency_us)
+        if used.tool_calls:
+            books.metrics.stage(Stage.TOOL, meter.tools_us)
         books.metrics.call(books.order.tenant, outcome.value, used.latency_us)
+
+
+def _unheard(event: UsageEvent) -> UsageEvent:
+    """Return what to write later of a call whose end the disk does not take now: its caller gets an error, and no answer."""
+    return replace(event, outcome=Outcome.LOST, billable=False) if event.outcome is Outcome.OK else event
 
 
 def outcome_of(error: BaseException, why: Why) -> Outcome:

@@ -165,14 +165,13 @@ class AgentProcesses:
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
-        rows = await self._run(self._registrar.live_rows)
-        wanted = {r.process: r for r in rows}
+        wanted = await self.rows_by_name()
         running = await self._run(partial(names, PROCESS_PREFIX))
         for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
             await self._run(partial(kill_by_name, name))
         adopted = (self._adopt(row, name in running) for name, row in wanted.items())
-        for row, failure in zip(rows, await asyncio.gather(*adopted, return_exceptions=True), strict=True):
+        for row, failure in zip(wanted.values(), await asyncio.gather(*adopted, return_exceptions=True), strict=True):
             if failure is not None:  # its next caller finds it unknown here, and has it put right
                 log.error("agent %s of %s was not taken over: %s", row.agent_id, row.tenant, failure)
         for tenant, agent in await self._run(self._registrar.kept):
@@ -181,6 +180,23 @@ class AgentProcesses:
                 self.replicas.keep((tenant, agent), record.spec)
         self._background(self._keep_account())
         self._background(self.replicas.run())
+
+    async def rows_by_name(self) -> dict[str, LiveRow]:
+        """Return the names that actors of agents may have now, each with the row behind it."""
+        rows = await self._run(self._registrar.live_rows)
+        return {r.process: r for r in rows}
+
+    async def put_right(self, row: LiveRow) -> None:
+        """Record that an agent's process is gone, of which nobody here knows better: its next call starts it anew."""
+        key = (row.tenant, row.agent_id)
+        if key in self._starting or self._lock(key).locked():  # its row is ahead of its process, or just being put right
+            return
+        if live := next((x for x in self.live.of(key) if x.generation == row.generation), None):
+            await self._lost(live)
+            return
+        log.warning("agent %s of %s has no process in generation %d", row.agent_id, row.tenant, row.generation)
+        async with self._lock(key):
+            await self._gone(key, row.generation, "lost")
 
     async def _wake(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
         """Start the agent once, however many callers ask at the same time."""

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from actors.agent_processes import AgentProcesses
 from actors.ray_actors import Handle, create
+from actors.ray_internals import ControlStore
+from actors.reconciler import Reconciler
 from cluster.admission.registrar import Registrar
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
@@ -24,6 +26,7 @@ from cluster.agents.sandbox import SandboxWeakWarning
 from cluster.errors import SovereignError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
+from cluster.journal.gate import JournalGate
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
@@ -63,9 +66,11 @@ class GovernanceActor:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="governance")
         self._registering = ThreadPoolExecutor(THREADS, thread_name_prefix="registering")
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "governance")
+        self._gate = open_gate(self._settings)
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
         self._processes: AgentProcesses
+        self._reconciling: asyncio.Task[None] | None = None
 
     async def _prepared(self) -> None:
         """Recover once, whoever comes first; until then nobody is answered. After a failure the next one tries again."""
@@ -85,6 +90,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         request = parse_registration(body)
+        self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
         registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
         record = registration.record
@@ -129,6 +135,7 @@ class GovernanceActor:
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "model")
+        self._gate.check()
         await self._run(partial(self._registrar.check_invocation, who, agent))
         found = await self._processes.resolve(who.tenant, agent, who.subject, not_generation)
         return {"replicas": [resolved.to_json() for resolved in found]}
@@ -159,6 +166,8 @@ class GovernanceActor:
     async def drain_all(self) -> dict[str, Any]:
         """Passivate every agent, for a stop of the node."""
         await self._prepared()
+        if self._reconciling is not None:
+            self._reconciling.cancel()
         drained = await self._processes.end_all()
         self._registrar.close()
         self._metrics.flush()
@@ -174,6 +183,8 @@ class GovernanceActor:
         except BaseException:
             self._registrar.close()
             raise
+        reconciler = Reconciler(NAME, self._processes, self._registrar, ControlStore, self._run)
+        self._reconciling = asyncio.ensure_future(reconciler.look_for_ever())
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
@@ -189,6 +200,13 @@ def open_registrar(settings: Settings) -> Registrar:
     from cluster import wiring
 
     return wiring.build_registrar(settings)
+
+
+def open_gate(settings: Settings) -> JournalGate:
+    """Return what says whether this node may take on anything new."""
+    from cluster import wiring
+
+    return wiring.journal_gate(settings)
 
 
 @cache

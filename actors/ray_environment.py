@@ -120,6 +120,9 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_AUTH_TOKEN_PATH": str(settings.secret_dir / "ray-token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # agents are drained before Ray is asked to end
+        # What the control store knows survives it (`ray_head.py`); it is no record, and a node that starts begins without it.
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(settings.run_dir / "gcs"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
@@ -154,6 +157,9 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.replicas_from + 32),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replicas_from + 63),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # What gateways say of their load, by which they are scaled; Serve's 10 s are too slow for a crowd.
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         # Nothing leaves the machine unasked, and checkpoints never fall back to pickle.
         "LANGSMITH_TRACING": "false",
         "LANGGRAPH_STRICT_MSGPACK": "true",
@@ -208,5 +214,5 @@ def head_command(settings: Settings, ports: Ports) -> list[str]:
         "min-worker-port": 0,
         "max-worker-port": 0,
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command = [sys.executable, "-m", "actors.ray_head", "start", "--head", "--block", "--disable-usage-stats"]
     return command + [f"--{name}={value}" for name, value in options.items()]

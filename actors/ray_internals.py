@@ -1,7 +1,7 @@
 """Every use of Ray's internal interfaces, in one place, with a contract test (`tests/contract/test_ray_internals.py`).
 
-Nothing here is needed for correctness: without the refill an agent starts cold, and without the bind the start is
-refused because a listener could be reached.
+Nothing here is needed for correctness: without the refill an agent starts cold, without the bind the start is refused
+because a listener could be reached, and without the control store strays live on and every second a line in the log says so.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.admission.reconciliation import SeenActor
+from cluster.errors import UnavailableError
+
 # What Ray imports in a worker with the first value that comes or goes, in tens of milliseconds.
 SERIALISER_MODULES = ("pyarrow", "pyarrow.json", "ray._private.arrow_serialization", "ray._common.pydantic_compat")
 
 # Where Ray's job server leaves a job's metadata for its command, and the job's id in it.
 JOB_CONFIG: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 JOB_ID_KEY: Final = "job_submission_id"
+# Where Ray's parts have their actors, as namespace and what the name begins with.
+SERVE_ACTORS: Final = ("serve", "SERVE_")
+JOB_SUPERVISORS: Final = ("SUPERVISOR_ACTOR_RAY_NAMESPACE", "_ray_internal_job_actor_")
+SERVE_CONTROLLER: Final = ("serve", "SERVE_CONTROLLER_ACTOR")
+_CONTROL_STORE_TIMEOUT_S: Final = 5
 # By which Ray would rather go than by the address that it is given.
 _ADDRESSES: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _NO_PROXY: Final = ("no_proxy", "NO_PROXY")
@@ -44,6 +52,67 @@ def prestart_workers(count: int, *, keep_alive_s: int = 3600) -> None:
     metadata += [(k.lower(), v) for k, v in get_auth_headers_if_auth_enabled({}).items()]
     with init_grpc_channel(address) as channel:
         stubs.NodeManagerServiceStub(channel).PrestartWorkers(request, metadata=metadata, timeout=5)
+
+
+class ControlStore:
+    """What Ray's control store knows of actors and jobs, and the end of an actor, named or not. Blocks; for many threads.
+
+    For a process that is connected to Ray. Its methods raise UnavailableError while the control store is away.
+    """
+
+    def __init__(self) -> None:
+        """Keep one connection, which comes back by itself."""
+        import grpc  # type: ignore[import-untyped]  # it has no types
+        import ray
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+        self._rpc_error: type[Exception] = grpc.RpcError
+        worker: Any = ray._private.worker.global_worker
+        self._client = worker.gcs_client
+        self._messages: Any = gcs_service_pb2
+        stubs: Any = gcs_service_pb2_grpc
+        channel = init_grpc_channel(self._client.address)
+        self._actors = stubs.ActorInfoGcsServiceStub(channel)
+        self._jobs = stubs.JobInfoGcsServiceStub(channel)
+        # The job that this process came from, and whatever it creates.
+        self.own_job: str = ray.get_runtime_context().get_job_id()
+
+    def live_actors(self) -> list[SeenActor]:
+        """Return every actor that has not ended, in the order of their lives, so that none is missed while it goes on."""
+        from ray.core.generated import gcs_pb2
+
+        tables: Any = gcs_pb2
+        states = tables.ActorTableData
+        request = self._messages.GetAllActorInfoRequest
+        found: dict[str, SeenActor] = {}
+        # By state, because the store keeps very many that have ended.
+        for state in (states.DEPENDENCIES_UNREADY, states.PENDING_CREATION, states.RESTARTING, states.ALIVE):
+            asked = request(filters=request.Filters(state=state))
+            for a in self._call(self._actors.GetAllActorInfo, asked).actor_table_data:
+                seen = SeenActor(a.actor_id.hex(), a.name, a.ray_namespace, a.class_name, a.job_id.hex(), a.pid)
+                found[seen.actor_id] = seen
+        return list(found.values())
+
+    def job_metadata(self, job_id: str) -> dict[str, str]:
+        """Return what the driver of a job said of itself; nothing for a job that is not known."""
+        asked = self._messages.GetAllJobInfoRequest(
+            job_or_submission_id=job_id, skip_submission_job_info_field=True, skip_is_running_tasks_field=True
+        )
+        jobs = self._call(self._jobs.GetAllJobInfo, asked).job_info_list
+        return {str(k): str(v) for j in jobs if j.job_id.hex() == job_id for k, v in j.config.metadata.items()}
+
+    def kill_actor(self, actor_id: str) -> None:
+        """End an actor at once; it is not started again."""
+        request = self._messages.KillActorViaGcsRequest(actor_id=bytes.fromhex(actor_id), force_kill=True, no_restart=True)
+        self._call(self._actors.KillActorViaGcs, request)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        metadata = [("ray_cluster_id", self._client.cluster_id.hex())]
+        try:
+            return method(request, metadata=metadata, timeout=_CONTROL_STORE_TIMEOUT_S)
+        except self._rpc_error as e:
+            raise UnavailableError(f"Ray's control store did not answer: {str(e)[:200]}") from None
 
 
 def use_token_on_loopback(token_path: Path) -> None:

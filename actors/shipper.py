@@ -16,16 +16,22 @@ from typing import Any
 
 from actors.ray_actors import Handle, create
 from cluster import wiring
+from cluster.clock import SystemClock
 from cluster.errors import SovereignError
+from cluster.journal.backlog import Backlog
+from cluster.lake.backoff import Backoff
+from cluster.lake.condition import ShippingCondition
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics, render
 
 log = logging.getLogger(__name__)
 
+SAY_INTERVAL_S = 1.0
+
 
 class ShipperActor:
-    """Ships on every interval, and at once when asked."""
+    """Ships on every interval, and at once when asked; says every second how much waits, also while the store hangs."""
 
     def __init__(self, settings: str, metrics_port: int) -> None:
         self._settings = Settings.from_json(settings)
@@ -33,6 +39,15 @@ class ShipperActor:
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
         self._shipper = wiring.build_shipper(self._settings, wiring.node_name(self._settings))
         self._step = threading.Lock()
+        self._saying = threading.Lock()
+        self._clock = SystemClock()
+        self._condition = ShippingCondition()
+        # For what keeps the shipper itself from working; it waits for the store by its own.
+        self._backoff = Backoff(first_s=self._settings.seal_interval_s)
+        self._retry_after_s = 0.0
+        self._ended = threading.Event()
+        self._say(self._shipper.waiting_bytes())
+        threading.Thread(target=self._say_for_ever, name="backlog", daemon=True).start()
         self._exporter = _serve_metrics(self._settings, metrics_port)
         self._loop = asyncio.ensure_future(self._ship_for_ever())
 
@@ -48,24 +63,56 @@ class ShipperActor:
         self._loop.cancel()
         with contextlib.suppress(SovereignError):
             await asyncio.to_thread(self._ship)
+        self._ended.set()
         self._metrics.flush()
         self._shipper.close()
 
     async def _ship_for_ever(self) -> None:
+        pause_s = self._settings.seal_interval_s
         while True:
-            await asyncio.sleep(self._settings.seal_interval_s)
+            await asyncio.sleep(pause_s)
+            pause_s = self._settings.seal_interval_s
             try:
                 await asyncio.to_thread(self._ship)
-            except SovereignError as e:
-                log.warning("nothing was shipped: %s", e)
-            except Exception:
-                log.exception("the shipper failed; it goes on with the next interval")
+                self._backoff.succeeded()
+            except Exception:  # said where it happened; a shipper that stops for any reason would lose nothing, and ship nothing
+                pause_s = max(pause_s, self._backoff.failed())
 
     def _ship(self) -> dict[str, Any]:
         with self._step:
-            report = self._shipper.step()
+            try:
+                report = self._shipper.step()
+            except Exception as e:
+                known = isinstance(e, SovereignError)
+                if line := self._condition.failed(str(e) if known else f"the shipper failed ({e!r}).", self._clock.now_us()):
+                    log.warning(line, exc_info=None if known else e)
+                raise
+            if report.store_error:
+                if line := self._condition.failed(report.store_error, self._clock.now_us()):
+                    log.warning(line)
+            elif not report.retry_after_s and (line := self._condition.worked(self._clock.now_us())):
+                log.warning(line)
+            self._retry_after_s = report.retry_after_s
         self._metrics.shipped(report)
+        self._say(report.backlog_bytes)
         return report.to_dict()
+
+    def _say_for_ever(self) -> None:
+        while not self._ended.wait(SAY_INTERVAL_S):
+            try:
+                self._say(self._shipper.waiting_bytes())
+            except Exception:
+                log.exception("how much waits for the lake could not be found out")
+
+    def _say(self, waiting_bytes: int) -> None:
+        """Tell every process of the node, and the metrics, how much waits."""
+        since_us = self._condition.stuck_since_us
+        stuck_s = max(0, self._clock.now_us() - since_us) / 1_000_000 if since_us else 0.0
+        self._metrics.waiting(waiting_bytes, self._settings.journal_limit_bytes, stuck_s)
+        backlog = Backlog(waiting_bytes, self._clock.monotonic_us(), since_us, self._retry_after_s)
+        # On a full disk it is not said, and after a while nobody admits anything: the disk has to be seen to in any case.
+        with self._saying, contextlib.suppress(OSError):
+            backlog.write(self._settings.journal_dir)
 
 
 def _serve_metrics(settings: Settings, port: int) -> ThreadingHTTPServer:

@@ -1,8 +1,10 @@
 """The supervisor of one node: starts Ray and the platform's parts, watches them, and ends everything that it started.
 
-The supervisor itself holds no Ray connection. It runs two children: `ray start --head --block`, and for a moment
-`serve_apps.bootstrap`, the driver that creates the platform's actors and the way in. Every process of the cluster carries
-the same marker in its environment, which is how `stop` finds what is left, and finds nothing that is not ours.
+The supervisor itself holds no Ray connection. It runs two children: `actors.ray_head`, Ray's processes, and for a moment
+`serve_apps.bootstrap`, the driver that creates the platform's actors and the way in. When the head ends by itself, both are
+started again on the same ports: what counts is in the ledger, the journals and the checkpoints, none of it in Ray.
+Every process of the cluster carries the same marker in its environment, which is how `stop` finds what is left, and finds
+nothing that is not ours.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import psutil
 
 from actors.listeners import assert_private, is_loopback
 from actors.ray_environment import MARKER, Ports, head_command, ray_environment, write_haproxy_launcher
+from actors.restart_bound import RestartBound
 from cluster import wiring
 from cluster.agents.cgroup import remove_cgroups
 from cluster.agents.sandbox import SandboxWeakWarning
@@ -42,6 +45,8 @@ from cluster.settings import PROJECT_ROOT, Settings
 Progress = Callable[[str], None]
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 20.0
+# A head that ends oftener than so will not be mended by one more start.
+HEAD_RESTARTS, HEAD_RESTARTS_WITHIN_S = 5, 600.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -66,9 +71,10 @@ class ClusterState:
 
     @property
     def alive(self) -> bool:
-        """Whether the supervisor that wrote this is still the process of that id."""
+        """Whether the supervisor that wrote this is still the process of that id; one that nobody has waited for is dead."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.pid_started) < 1.0
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.pid_started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -96,9 +102,8 @@ def run(settings: Settings, *, on_progress: Progress, on_ready: Callable[[Cluste
             f"SOVEREIGN_HOST is {settings.host}, which other machines can reach.",
             hint="Set SOVEREIGN_EXPOSE=true if that is meant; TLS and a firewall are then yours to provide.",
         )
-    supervisor = _Supervisor(settings, on_progress)
-    with _only_one(settings):
-        return supervisor.run(on_ready)
+    with _only_one(settings):  # first: it clears what a supervisor that was killed left, where this one puts its own
+        return _Supervisor(settings, on_progress).run(on_ready)
 
 
 def stop(settings: Settings, *, timeout_s: float = 60.0, on_progress: Progress = lambda _: None) -> bool:
@@ -129,10 +134,11 @@ def marked(cluster_id: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def end_marked(cluster_id: str, *, grace_s: float = 3.0) -> int:
-    """End every process with the marker, first gently; return how many there were."""
+def end_marked(cluster_id: str, *, gently: bool = True, grace_s: float = 3.0) -> int:
+    """End every process with the marker, first gently unless told otherwise; return how many there were."""
     seen: set[int] = set()
-    for send in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
+    first = psutil.Process.terminate if gently else psutil.Process.kill
+    for send in (first, psutil.Process.kill, psutil.Process.kill):
         processes = list(marked(cluster_id))
         if not processes:
             break
@@ -151,6 +157,7 @@ class _Supervisor:
         self._progress = progress
         self._cluster_id = secrets.token_hex(8)
         self._stop = False
+        self._head: subprocess.Popen[bytes] | None = None
         _make_folders(settings)
         self._ports = Ports.choose(settings)
         if settings.local_model:
@@ -175,25 +182,27 @@ class _Supervisor:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._ask_to_stop)
-        self._write("starting")
-        head: subprocess.Popen[bytes] | None = None
         try:
-            self._progress("starting Ray")
-            with self._log("ray") as log:
-                head = self._spawn(head_command(self._settings, self._ports), log)
-            self._wait_for_gcs(head)
-            self._bootstrap("start", START_TIMEOUT_S)
-            assert_private(self._settings, (p.pid for p in marked(self._cluster_id)))
-            self._write("ready")
+            self._start()
             on_ready(self._state)
-            return self._watch(head)
+            return self._watch()
         except _StoppedError:
             return 0
         except BaseException:
             self._keep_ray_logs()
             raise
         finally:
-            self._tear_down(head)
+            self._tear_down()
+
+    def _start(self) -> None:
+        self._write("starting")
+        self._progress("starting Ray")
+        with self._log("ray") as log:
+            self._head = self._spawn(head_command(self._settings, self._ports), log)
+        self._wait_for_gcs(self._head)
+        self._bootstrap("start", START_TIMEOUT_S)
+        assert_private(self._settings, (p.pid for p in marked(self._cluster_id)))
+        self._write("ready")
 
     def _with_sandbox(self, settings: Settings) -> Settings:
         with warnings.catch_warnings(record=True) as caught:
@@ -206,17 +215,43 @@ class _Supervisor:
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
 
-    def _watch(self, head: subprocess.Popen[bytes]) -> int:
+    def _watch(self) -> int:
+        bound = RestartBound(HEAD_RESTARTS, HEAD_RESTARTS_WITHIN_S)
         while not self._stop:
-            if head.poll() is not None:
-                self._progress(f"Ray ended by itself with code {head.returncode}; see {self._settings.log_dir / 'ray.log'}")
-                return 1
-            _reap_orphans(head.pid)
-            time.sleep(0.2)
+            if self._head is None or self._head.poll() is not None:
+                self._start_again(bound)
+            else:
+                _reap_orphans(self._head.pid)
+                time.sleep(0.2)
         return 0
 
-    def _tear_down(self, head: subprocess.Popen[bytes] | None) -> None:
+    def _start_again(self, bound: RestartBound) -> None:
+        """Start a head that ended; raises UnavailableError when it ends too often."""
+        code = self._head.returncode if self._head is not None else None
+        log = self._settings.log_dir / "ray.log"
+        if not bound.allows(time.monotonic()):
+            raise UnavailableError(
+                f"Ray ended by itself with code {code}, after {bound.limit} restarts in {bound.within_s / 60:.0f} minutes. "
+                "The cluster ends; nothing that was registered or recorded is lost.",
+                hint=f"See {log} and {self._settings.log_dir / 'ray'} for the reason, then start it with `sovereign up`.",
+            )
+        self._progress(f"Ray ended by itself with code {code} (see {log}); starting it again")
+        self._write("starting")
+        self._keep_ray_logs()
+        end_marked(self._cluster_id, gently=False)
+        _clear_run_dir(self._settings)
+        try:
+            self._start()
+        except UnavailableError as e:
+            # It ended again while it started, perhaps: that counts as one more end.
+            self._progress(str(e))
+            if self._head is not None:
+                self._head.kill()
+                self._head.wait()
+
+    def _tear_down(self) -> None:
         self._write("stopping")
+        head = self._head
         if head is not None and head.poll() is None:
             self._progress("draining agents and shipping what is left")
             with contextlib.suppress(SovereignError, _StoppedError):
@@ -333,6 +368,15 @@ def _make_folders(settings: Settings) -> None:
     settings.metrics_dir.mkdir()
     write_secret(settings.secret_dir / "ray-token", secrets.token_hex(32))
     write_secret(settings.secret_dir / "master-key", secrets.token_hex(32))
+
+
+def _clear_run_dir(settings: Settings) -> None:
+    """Remove what a head and its parts that ended have left of themselves, sockets above all: the next ones begin anew."""
+    for folder in settings.run_dir.iterdir():
+        shutil.rmtree(folder, ignore_errors=True)
+    (settings.run_dir / "t").mkdir(mode=0o700)
+    write_haproxy_launcher(settings)
+    remove_cgroups(settings.run_dir.name)
 
 
 def _reap_orphans(head_pid: int) -> None:

@@ -63,5 +63,5 @@ class WarmPool:
         try:
             prestart_workers(count)
         except Exception as e:  # an internal interface of Ray may raise anything; cold starts still work
-            self._metrics.refused("warm_pool_refill")
+            self._metrics.refill_failed()
             log.warning("the warm pool was not refilled: %s", e)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import agents, invoke, job, logs, status, up, usage, verify, version
+from cli import agents, audit, invoke, job, logs, status, up, usage, verify, version
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -26,6 +26,7 @@ app.add_typer(agents.app, name="agents")
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
 app.command()(usage.usage)
+app.command()(audit.audit)
 app.command()(verify.verify)
 app.command()(logs.logs)
 app.command()(version.version)

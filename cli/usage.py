@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT, table
-from cluster.errors import FieldError, InvalidRequestError
+from cli.since import Since, parse_since
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
 
 def usage(
     agent: Annotated[str | None, typer.Option(help="Only calls of this agent.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only calls from then on: 30m, 12h, 7d, or 2026-01-31[T12:00:00Z].")] = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many of the newest rows.")] = 20,
     home: Home = None,
     as_json: Json = False,
@@ -28,24 +25,9 @@ def usage(
     """Show what calls used, newest first."""
     from cluster.lake.query import usage_rows
 
-    begin = parse_since(since, datetime.now(UTC)) if since is not None else None
+    begin = parse_since(since, datetime.now(UTC))
     rows = usage_rows(settings_of(home), agent_id=agent, since=begin, limit=limit)
     OUTPUT.result({"usage": rows}, lambda console: _render(console, rows))
-
-
-def parse_since(text: str, now: datetime) -> datetime:
-    """Return the moment that `text` names: a span before `now`, or an ISO 8601 date or time (UTC unless it says)."""
-    if span := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
-        try:
-            return now - timedelta(**{UNITS[span[2]]: int(span[1])})
-        except OverflowError:
-            return datetime.min.replace(tzinfo=UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        fields = [FieldError("--since", f"{text!r} is no span like 30m, 12h or 7d, and no date like 2026-01-31")]
-        raise InvalidRequestError("The time to begin at can't be read.", errors=fields) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _render(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -242,6 +242,12 @@ class StorageError(SovereignError):
     retryable = True
 
 
+class JournalFullError(StorageError):
+    """The node can record nothing more now, so it takes on nothing more; what runs is finished and recorded."""
+
+    code = "journal_full"
+
+
 class ConfigurationError(SovereignError):
     """A setting is wrong or something that must be installed is missing; nothing was started."""
 

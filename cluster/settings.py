@@ -31,7 +31,20 @@ class Settings(BaseSettings):
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP way in; the next free one is taken if it is busy.")
     num_cpus: int = Field(0, ge=0, description="CPUs that agents may share on this node; 0 means all of the machine's.")
     memory_bytes: int = Field(0, ge=0, description="Memory that agents may share on this node; 0 means 70 % of the machine's.")
-    gateway_replicas: int = Field(1, ge=1, description="Gateway processes on this node.")
+    gateway_min_replicas: int = Field(
+        1, ge=0, le=32, description="Gateway processes that are always there; with 0 the first call after a lull waits for one."
+    )
+    gateway_max_replicas: int = Field(
+        0, ge=0, le=32, description="Gateway processes at most; 0 means one for every two CPUs, and at least the minimum."
+    )
+    gateway_target_queue: int = Field(
+        128,
+        ge=1,
+        description="Calls under way for which there is one gateway; with more of them, or when it is slow, one is added.",
+    )
+    gateway_down_delay_s: float = Field(
+        30.0, ge=0, description="How long there must be too many gateways before one is taken away."
+    )
     warm_pool: int = Field(2, ge=0, le=64, description="Idle worker processes kept ready for agents that wake.")
     idle_s: float = Field(
         900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
@@ -50,6 +63,12 @@ class Settings(BaseSettings):
         1.0, gt=0, description="How long facts wait in journals before they are sealed into a Parquet segment."
     )
     journal_sync_ms: int = Field(50, ge=1, description="Longest time until a written fact is forced to disk.")
+    journal_limit_bytes: int = Field(
+        4 << 30, ge=1, description="Most bytes of facts that may wait for the lake on this node; at it nothing new is admitted."
+    )
+    disk_reserve_bytes: int = Field(
+        256 << 20, ge=0, description="Free space of the journals' disk at which nothing new is admitted, kept for what runs."
+    )
     policy_dir: Path = Field(PROJECT_ROOT / "policies", description="Folder of the Rego policies and their data.")
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto", description="How tools are confined; auto takes bubblewrap where it works."
@@ -87,6 +106,11 @@ class Settings(BaseSettings):
     def from_json(cls, text: str) -> Settings:
         """Return the settings that `to_json` wrote; the environment is not read."""
         return cls.model_construct(**dict(_Plain(**json.loads(text))))
+
+    @property
+    def most_gateways(self) -> int:
+        """The gateway processes that there may be at once."""
+        return max(self.gateway_max_replicas or (self.num_cpus or os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
 
     @property
     def run_dir(self) -> Path:

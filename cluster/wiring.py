@@ -14,6 +14,7 @@ from cluster.errors import ConfigurationError, FieldError
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
+from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from cluster.lake.ship import Shipper
     from cluster.storage.object_store import ObjectStore
 
+# The last fact of a call has some 1,000 bytes, with what its model's provider said beside the counts.
+FINAL_BYTES = 4096
 # Small models answer far better with any instructions than with none.
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 
@@ -197,6 +200,19 @@ def open_journal(settings: Settings, writer_id: str, node: str = "local") -> Jou
     finally:
         coordination.close()
     return JournalWriter(settings.journal_dir, writer_id, epoch, clock=SystemClock(), sync_ms=settings.journal_sync_ms)
+
+
+def journal_gate(settings: Settings) -> JournalGate:
+    """Return what says whether this node may take on anything new.
+
+    What stays free on its disk is what the setting says, and the last fact of as many calls as its gateways hold at once.
+    """
+    return JournalGate(
+        settings.journal_dir,
+        limit_bytes=settings.journal_limit_bytes,
+        reserve_bytes=settings.disk_reserve_bytes + settings.most_gateways * settings.queue_limit * FINAL_BYTES,
+        clock=SystemClock(),
+    )
 
 
 def node_name(settings: Settings) -> str:

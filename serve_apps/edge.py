@@ -13,12 +13,13 @@ from starlette.responses import Response
 
 from actors.directory import Directory, Governance
 from cluster.clock import Clock
-from cluster.errors import AdmissionDeniedError, InternalError, OverloadedError, SovereignError
+from cluster.errors import AdmissionDeniedError, InternalError, OverloadedError, SovereignError, StorageError
 from cluster.identity.authentication import Authenticator
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
 from cluster.journal.fact import Fact, Stream
+from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
@@ -41,18 +42,20 @@ class Edge:
         governance: Governance,
         directory: Directory,
         journal: JournalWriter,
+        gate: JournalGate,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
         self.settings = settings
         self.governance = governance
         self.directory = directory
+        self.gate = gate
         self.metrics = metrics
         self.clock = clock
         self._authenticator = authenticator
         self._journal = journal
         # Calls under way in this replica; never above settings.queue_limit.
-        self._calls = 0
+        self.calls = 0
 
     def route(self, handler: Handler, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record."""
@@ -84,16 +87,19 @@ class Edge:
         return principal
 
     def refuse(self, error: SovereignError, exchange: Exchange, path: str, *, openai: bool) -> Response:
-        """Record a refusal and return it as a response."""
-        self.record(error, exchange, path)
+        """Record a refusal and return it as a response; one that can't be recorded is not given, but why it can't be."""
+        error = self.record(error, exchange, path)
         self.metrics.request("openai" if openai else "native", error.status)
         return problem_response(error, openai=openai, request_id=exchange.request_id)
 
-    def record(self, error: SovereignError, exchange: Exchange, path: str) -> None:
-        """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals)."""
+    def record(self, error: SovereignError, exchange: Exchange, path: str) -> SovereignError:
+        """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals).
+
+        Returns the error to answer with: `error`, or the one that kept it from being recorded.
+        """
         self.metrics.refused(error.code)
         if error.status >= 500:
-            return
+            return error
         who = exchange.principal
         event = AuditEvent.new(
             self.clock,
@@ -106,21 +112,33 @@ class Edge:
             reason=error.code,
             detail={"status": error.status, "fields": [e.field[:100] for e in error.errors][:20]},
         )
-        self._journal.append(Fact(Stream.AUDIT, event.to_body()))
+        try:
+            # Anybody can be refused as often as they like: that must not fill what is kept for what runs.
+            self.gate.check()
+            self._journal.append(Fact(Stream.AUDIT, event.to_body()))
+        except StorageError as unrecorded:
+            self.metrics.refused(unrecorded.code)
+            return unrecorded
+        return error
 
     def enter_call(self) -> None:
-        """Take a place for a call; raises OverloadedError at once when this replica holds as many as it may."""
-        if self._calls >= self.settings.queue_limit:
+        """Take a place for a call.
+
+        Raises OverloadedError at once when this replica holds as many as it may, JournalFullError when the node can
+        record no more.
+        """
+        self.gate.check()
+        if self.calls >= self.settings.queue_limit:
             raise OverloadedError(
-                f"This gateway holds {self._calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+                f"This gateway holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
             )
-        self._calls += 1
-        self.metrics.queue_depth(self._calls)
+        self.calls += 1
+        self.metrics.queue_depth(self.calls)
 
     def leave_call(self) -> None:
         """Give the place back."""
-        self._calls -= 1
-        self.metrics.queue_depth(self._calls)
+        self.calls -= 1
+        self.metrics.queue_depth(self.calls)
 
     async def until_disconnect(self, request: Request, work: Awaitable[Any]) -> Any:
         """Return what `work` returns, or cancel it when the client goes away."""

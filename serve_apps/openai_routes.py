@@ -58,15 +58,20 @@ class OpenAIRoutes:
                 response = await self._stream(request, principal, chat, order, exchange, deadline_s=deadline_s)
                 streaming = True
                 return response
-            response = await self._whole(request, principal, chat, order, deadline_s)
-            edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
-            return response
+            return await self._whole(request, principal, chat, order, exchange, deadline_s=deadline_s)
         finally:
             if not streaming:
                 edge.leave_call()
 
     async def _whole(
-        self, request: Request, principal: Principal, chat: ChatRequest, order: CallOrder, deadline_s: float
+        self,
+        request: Request,
+        principal: Principal,
+        chat: ChatRequest,
+        order: CallOrder,
+        exchange: Exchange,
+        *,
+        deadline_s: float,
     ) -> Response:
         edge = self._edge
         call = edge.directory.call(principal, chat.model, order.to_bytes(), deadline_s=deadline_s, conversation=order.thread_id)
@@ -74,7 +79,9 @@ class OpenAIRoutes:
             answer = CallAnswer.from_bytes(await edge.until_disconnect(request, call))
         except asyncio.CancelledError:
             raise CancelledCallError("The client went away; the agent's work was stopped.") from None
+        edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
         body = completion(answer, invocation_id=order.invocation_id, agent_id=chat.model, created_s=now_s())
+        edge.metrics.stage(Stage.RESPOND, exchange.lap_us())
         return Response(body, media_type="application/json")
 
     async def _stream(
@@ -98,9 +105,11 @@ class OpenAIRoutes:
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 await opening.result().aclose()
             raise CancelledCallError("The client went away; the agent's work was stopped.") from None
+        edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
 
         async def end() -> None:
             await stream.aclose()
+            edge.metrics.stage(Stage.RESPOND, exchange.lap_us())
             edge.leave_call()
 
         return EventStream(self._events(stream, chat, order, exchange), deadline_at=stream.deadline_at, on_end=end)
@@ -124,8 +133,8 @@ class OpenAIRoutes:
                 last += chunk(invocation_id=invocation_id, agent_id=agent_id, created_s=created_s, usage=answer.usage)
             yield last + b"data: [DONE]\n\n"
         except SovereignError as error:
-            self._edge.record(error, exchange, "/v1/chat/completions")
-            yield event({"error": openai_error(error)})
+            told = self._edge.record(error, exchange, "/v1/chat/completions")
+            yield event({"error": openai_error(told)})
         except Exception:
             yield event({"error": openai_error(InternalError("The gateway failed."))})
             raise

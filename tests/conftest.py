@@ -32,10 +32,14 @@ from tests.leftovers import foreign_files, marked_processes, open_listeners, wai
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[RunningCluster]:
     """A ready cluster with room for many small agents, for every test that does not hurt it; others start their own."""
+    from tests.governors import changed_policies
     from tests.servers.cluster import running_cluster
 
     home = RUN_FOLDER / "home"
-    with running_cluster(home, num_cpus=16, queue_limit=64) as running:
+    # One tenant more, whose jobs may have actors of their own.
+    changed_policies(home, "tenants.yaml", {"free": {"plan": "trial", "active": True}})
+    policies = changed_policies(home, "plans.yaml", {"trial.raw_actors": True})
+    with running_cluster(home, num_cpus=16, queue_limit=64, policy_dir=policies) as running:
         yield running
     shutil.rmtree(home)
 

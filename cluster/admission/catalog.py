@@ -141,6 +141,8 @@ class Plan(_Entry):
     egress: _Names
     data_access_levels: _Names
     compliance: _Names
+    # Whether its jobs may create Ray actors of their own; otherwise those are found and ended.
+    raw_actors: bool = False
     defaults: DefaultPolicy
 
 
@@ -199,3 +201,8 @@ class Catalog(_Entry):
         """Return the plan of `tenant`, or None when there is no such tenant."""
         known = self.tenants.get(TenantId(tenant))
         return self.plans[known.plan] if known else None
+
+    def may_have_raw_actors(self, tenant: str) -> bool:
+        """Return whether the jobs of `tenant` may create Ray actors of their own."""
+        known = self.tenants.get(TenantId(tenant))
+        return known is not None and known.active and self.plans[known.plan].raw_actors

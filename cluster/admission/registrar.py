@@ -18,6 +18,7 @@ from cluster.admission.bundle import PolicyBundle
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.quota_use import QuotaUse
+from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
 from cluster.agents.lifecycle import AgentEvent, AgentState
@@ -40,8 +41,13 @@ from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditOutcome
+from cluster.telemetry.redaction import redact
 
 WRITER_ID: Final = "governance"
+# Who ends strays, in the audit log.
+RECONCILER: Final = "reconciler"
+# How much of a name that a stray's creator chose is written down.
+_MAX_NAME: Final = 200
 # The epoch of the governor's journal is its fencing token too: whoever registers a later journal is the governor.
 EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 # Spelled here, because the registrar's own `list` hides the builtin inside its class.
@@ -250,6 +256,31 @@ class Registrar:
             "memory_bytes": {"used": use.resources.memory_bytes, "limit": bound.memory if bound else 0},
             "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
         }
+
+    def may_have_raw_actors(self, tenant: str) -> bool:
+        """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
+        return self._bundle.catalog.may_have_raw_actors(tenant)
+
+    def record_stray(self, stray: SeenActor, tenant: str) -> None:
+        """Write down that an actor without a record is ended, before it is; raises StorageError, and then it must not be.
+
+        `tenant` is what its job says of itself, if anything.
+        """
+        self._journal.write(
+            AuditAction.RECONCILER_KILL,
+            AuditOutcome.ALLOWED,
+            tenant=tenant,
+            agent=stray.actor_id,
+            actor=RECONCILER,
+            reason="no record stands behind it",
+            detail={
+                "job_id": stray.job_id,
+                "class_name": redact(stray.class_name)[:_MAX_NAME],
+                "name": redact(stray.name)[:_MAX_NAME],
+                "namespace": redact(stray.namespace)[:_MAX_NAME],
+                "pid": stray.pid,
+            },
+        )
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
         """Return the hosts behind the names of the agent's network access, as the policy in force says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -147,7 +148,9 @@ class Brain:
         return CallOptions(settings, sink) if settings or sink is not None else None
 
     async def _in_thread(self, call: Call, thread_id: str) -> str:
+        came_ns = time.monotonic_ns()
         async with self._turns.turn(thread_id):
+            CURRENT_METER.get().turn_wait_us = (time.monotonic_ns() - came_ns) // 1_000
             store = self._checkpointer
             if store is None:
                 raise ConfigurationError("This agent keeps no conversations, and the call names one.")

@@ -34,6 +34,9 @@ class CallMeter:
     tool_calls: int = 0
     # CPU of sandboxed children, in microseconds, from wait4's own accounting.
     child_cpu_us: int = 0
+    # Microseconds that tools took, one after the other or at once, and that the call waited for its conversation's turn.
+    tools_us: int = field(default=0, compare=False)
+    turn_wait_us: int = field(default=0, compare=False)
     finish_reason: str = "stop"
     # The provider's usage objects as they came, one a model call.
     provider_usage: list[dict[str, Any]] = field(default_factory=list)

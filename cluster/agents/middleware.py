@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,7 +44,9 @@ class GovernanceMiddleware(AgentMiddleware[AgentState[Any], None]):
             if self._on_refusal is not None:
                 self._on_refusal(name[:100], "the tool is not granted to this agent")
             return _error(request, f"The tool {name[:100]!r} is not granted to this agent. It was not run.")
-        CURRENT_METER.get().tool_calls += 1
+        meter = CURRENT_METER.get()
+        meter.tool_calls += 1
+        began_ns = time.monotonic_ns()
         try:
             return await handler(request)
         except GraphBubbleUp:
@@ -55,6 +58,8 @@ class GovernanceMiddleware(AgentMiddleware[AgentState[Any], None]):
         except Exception as e:
             _log.warning("tool %s failed", name, exc_info=True)
             return _error(request, f"The tool {name} failed: {type(e).__name__}: {redact(str(e))}")
+        finally:
+            meter.tools_us += (time.monotonic_ns() - began_ns) // 1_000
 
 
 def _error(request: ToolCallRequest, text: str) -> ToolMessage:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from zlib import crc32
 
 from cluster.clock import Clock, SystemClock
-from cluster.errors import ConflictError, InvalidRequestError, StorageError
+from cluster.errors import ConflictError, InvalidRequestError, JournalFullError, StorageError
 from cluster.journal.fact import Fact
 from cluster.journal.journal_id import JournalId, next_epoch
 from cluster.journal.segment import RECORD, U64, SegmentHeader, chain_after, encode_record, genesis, segment_name
@@ -25,6 +25,9 @@ LOCK_NAME = "lock"
 _pack_seq = U64.pack
 _pack_head = RECORD.pack
 SEGMENT_BYTES = 64 << 20
+# The disk, a quota or a limit on files has no room.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_RETRY_S = 5.0
 
 
 class JournalWriter:
@@ -100,7 +103,7 @@ class JournalWriter:
     def append(self, fact: Fact) -> int:
         """Write one fact and return its number, counted from 1; it survives any kill of this process from then on.
 
-        Raises StorageError when it could not be written; nothing of it is left then.
+        Raises StorageError when it could not be written, JournalFullError for want of room; nothing of it is left then.
         """
         payload = fact.encode()
         with self._lock:
@@ -245,9 +248,9 @@ class JournalWriter:
         try:
             written = os.write(self._fd, record)
         except OSError as e:
-            self._undo(str(e))
+            self._undo(str(e), full=e.errno in _FULL)
         if written != len(record):
-            self._undo(f"the disk took {written} of {len(record)} bytes")
+            self._undo(f"the disk took {written} of {len(record)} bytes", full=True)
         self._seq, self._chain = seq, chain
         self._offset += len(record)
         if not self._dirty:
@@ -261,24 +264,26 @@ class JournalWriter:
             os.fdatasync(self._fd)
             self._begin_segment()
         except OSError as e:
-            raise self._storage_error(f"its next segment could not be begun: {e}") from e
+            raise self._storage_error(f"its next segment could not be begun: {e}", full=e.errno in _FULL) from e
 
-    def _undo(self, why: str) -> NoReturn:
+    def _undo(self, why: str, *, full: bool) -> NoReturn:
         """Cut off what a failed write left, or give the journal up: half a record would hide all that follow it."""
         try:
             os.ftruncate(self._fd, self._offset)
         except OSError as e:
             self._broken = f"a write failed ({why}) and could not be undone ({e})"
-        raise self._storage_error(self._broken or why)
+        raise self._storage_error(self._broken or why, full=full and not self._broken)
 
     def _raise_if_broken(self) -> None:
         if self._broken:
             raise self._storage_error(self._broken)
 
-    def _storage_error(self, why: str) -> StorageError:
-        return StorageError(
+    def _storage_error(self, why: str, *, full: bool = False) -> StorageError:
+        kind = JournalFullError if full else StorageError
+        return kind(
             f"The journal {self.journal} did not take a fact: {why}.",
             hint=f"Nothing happened that depends on it. Look at the disk below {self._folder}.",
+            retry_after_s=FULL_RETRY_S if full else None,
         )
 
     def _release(self) -> None:

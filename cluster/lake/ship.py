@@ -17,6 +17,7 @@ from cluster.journal.fact import Fact, Stream
 from cluster.journal.journal_id import JournalId, list_journals, next_epoch
 from cluster.journal.reader import JournalReader, is_alive
 from cluster.journal.writer import JournalWriter
+from cluster.lake.backoff import Backoff
 from cluster.lake.batch import Rows, build_tables, no_rows, plan_batch
 from cluster.lake.outbox import Outbox
 from cluster.lake.recovery import SHIPPER, lock_directory, recover
@@ -27,10 +28,9 @@ from cluster.lake.ship_log import ENDED, REMOVED, Read
 from cluster.lake.ship_report import ShipReport
 from cluster.lake.source import JournalSource, open_source
 from cluster.lake.upload import StoreAwayError, Uploader
+from cluster.lake.waiting import waiting_bytes
 from cluster.storage.object_store import ObjectStore
 
-FIRST_BACKOFF_S: Final = 0.25
-LONGEST_BACKOFF_S: Final = 30.0
 # After so many facts of its own, or so long, the shipper writes a checkpoint, so that a later life goes on from there.
 CHECKPOINT_FACTS: Final = 5_000
 CHECKPOINT_S: Final = 3_600
@@ -52,6 +52,7 @@ class Shipper:
         max_rows: int = 20_000,
         keep_ended_s: int = 86_400,
         lock_wait_s: float = 5.0,
+        backoff: Backoff | None = None,
     ) -> None:
         """Take over from the shipper before, if any; `writer` is a fresh journal of this process in `journal_dir`.
 
@@ -66,7 +67,7 @@ class Shipper:
         self._keep_ended_us = keep_ended_s * 1_000_000
         self._seq = 0
         self._sources: dict[JournalId, JournalSource] = {}
-        self._backoff_s = 0.0
+        self._backoff = backoff or Backoff()
         self._retry_at_us = 0
         self._lock_fd = lock_directory(journal_dir, lock_wait_s)
         try:
@@ -99,11 +100,12 @@ class Shipper:
         if self._clock.monotonic_us() >= self._retry_at_us:
             try:
                 self._run(report, seal)
-                self._backoff_s = 0.0
+                self._backoff.succeeded()
             except StoreAwayError as e:
                 report.store_error = str(e)
-                self._backoff_s = min(self._backoff_s * 2 or FIRST_BACKOFF_S, LONGEST_BACKOFF_S)
-                self._retry_at_us = self._clock.monotonic_us() + int(self._backoff_s * 1_000_000)
+                if report.segments:  # it takes some, and is asked again soon
+                    self._backoff.succeeded()
+                self._retry_at_us = self._clock.monotonic_us() + int(self._backoff.failed(e.retry_after_s) * 1_000_000)
             except BaseException:
                 # Readers may stand behind facts that no intent names: the next step begins where the journal says.
                 self._sources.clear()
@@ -111,6 +113,10 @@ class Shipper:
         report.retry_after_s = max(0, self._retry_at_us - self._clock.monotonic_us()) / 1_000_000
         self._measure(report)
         return report
+
+    def waiting_bytes(self) -> int:
+        """Return how many bytes are not known to be in the lake; for any thread, also while a step waits for the store."""
+        return waiting_bytes(self._directory, self._state, self._writer.journal)
 
     def close(self) -> None:
         """Let go of the directory and close the journal; what is not shipped is shipped by the next life."""
@@ -252,8 +258,6 @@ class Shipper:
         )
 
     def _measure(self, report: ShipReport) -> None:
-        for journal, source in self._sources.items():
-            # Its own journal always has the `shipped` of the last batch behind it.
-            if not source.broken and journal != self._writer.journal:
-                report.backlog_bytes += source.reader.backlog_bytes()
-                report.live_journals += not source.drained
+        report.backlog_bytes = self.waiting_bytes()
+        others = (source for journal, source in self._sources.items() if journal != self._writer.journal)
+        report.live_journals = sum(not source.broken and not source.drained for source in others)

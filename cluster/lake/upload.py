@@ -20,6 +20,11 @@ from cluster.storage.probe import probe_create_only
 class StoreAwayError(Exception):
     """The store did not take an object or did not answer; what was to be stored stays pending."""
 
+    def __init__(self, cause: StorageError) -> None:
+        super().__init__(str(cause))
+        # What the store asked for; 0 when it did not.
+        self.retry_after_s = cause.retry_after_s or 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
@@ -60,7 +65,7 @@ class Uploader:
         except NotFoundError:
             return "nothing"
         except StorageError as e:
-            raise StoreAwayError(str(e)) from e
+            raise StoreAwayError(e) from e
         try:
             return row_digest(pq.read_table(pa.BufferReader(data)))
         except (pa.ArrowException, OSError) as e:
@@ -73,4 +78,4 @@ class Uploader:
                 self._probed = True
             return self._store.put_if_absent(key, sealed.data, sha256=sealed.sha256)
         except StorageError as e:
-            raise StoreAwayError(str(e)) from e
+            raise StoreAwayError(e) from e

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT_S = 5
-READ_TIMEOUT_S = 30
-# With standard back-off a call ends within about two minutes, whatever the store does.
+READ_TIMEOUT_S = 10
+# With standard back-off a call ends within about half a minute, whatever the store does.
 ATTEMPTS = 3
+# Of a store that has too much to do and does not say for how long.
+THROTTLED_S = 1.0
+_THROTTLED = {"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 
 
 class S3ObjectStore:
@@ -34,6 +37,7 @@ class S3ObjectStore:
         endpoint: str = "",
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
+        attempts: int = ATTEMPTS,
     ) -> None:
         """Speak to `endpoint` (empty: AWS); keys stand below `prefix`. Raises ConfigurationError; opens no connection."""
         self.bucket = bucket
@@ -44,7 +48,7 @@ class S3ObjectStore:
         config = Config(
             connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            retries={"mode": "standard", "total_max_attempts": attempts},
             # A path, not a host name, for each bucket is what stores other than AWS understand.
             s3={"addressing_style": "path" if endpoint else "auto"},
             # Newer boto3 adds checksums that older stores refuse; the SHA-256 of each object is sent by us.
@@ -134,7 +138,19 @@ class S3ObjectStore:
         hint = "Nothing is dropped: it is tried again."
         if isinstance(cause, ClientError) and _status(cause) in {401, 403, 404}:
             hint = f"Check that the bucket {self.bucket} exists and that the credentials (AWS_*) may use it. {hint}"
-        return StorageError(f"{verb} {key} in {self.describe()} failed: {cause}.", hint=hint)
+        detail = f"{verb} {key} in {self.describe()} failed: {cause}."
+        return StorageError(detail, hint=hint, retry_after_s=_asked_s(cause))
+
+
+def _asked_s(cause: Exception) -> float | None:
+    """Return for how long the store wants not to be asked, or None when it said nothing of that kind."""
+    if not isinstance(cause, ClientError):
+        return None
+    said = str(cause.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    if said.isascii() and said.isdigit() and len(said) < 7:
+        return float(said)
+    throttled = cause.response.get("Error", {}).get("Code") in _THROTTLED or _status(cause) == 429
+    return THROTTLED_S if throttled else None
 
 
 def _status(error: ClientError) -> int:

@@ -50,12 +50,16 @@ class Stage(StrEnum):
 
     AUTHENTICATE = "authenticate"
     PARSE = "parse"
-    QUEUE = "queue"
+    # Where the agent answers, with its wake if it had to be woken.
     RESOLVE = "resolve"
+    # From the sending to the agent until its answer, or a stream's first piece, is back; what follows is inside of it.
     CHANNEL = "channel"
+    # The wait for the conversation's turn.
+    QUEUE = "queue"
     AGENT_RUN = "agent_run"
     TOOL = "tool"
     JOURNAL = "journal"
+    # What is left of the answer: writing it out, or the rest of a stream.
     RESPOND = "respond"
 
 
@@ -83,9 +87,16 @@ class Metrics:
         self._live = Gauge("sovereign_live_agents", "Agents that have a process.", registry=registry)
         self._wakes = Counter("sovereign_wakes", "Agents that were started for a call.", registry=registry)
         self._wake_seconds = Histogram("sovereign_wake_seconds", "How long starts took.", buckets=_SECONDS, registry=registry)
+        self._refill_failures = Counter("sovereign_refill_failures", "Warm pools that were not refilled.", registry=registry)
         self._rows = Counter("sovereign_shipped_rows", "Rows that reached the lake.", ["stream"], registry=registry)
         self._segments = Counter("sovereign_shipped_segments", "Objects that reached the lake.", registry=registry)
         self._backlog = Gauge("sovereign_ship_backlog_bytes", "Journal bytes that wait to be shipped.", registry=registry)
+        self._limit = Gauge(
+            "sovereign_ship_backlog_limit_bytes", "Journal bytes at which nothing new is admitted.", registry=registry
+        )
+        self._stuck = Gauge(
+            "sovereign_ship_stuck_seconds", "For how long nothing was shipped; 0 while all is well.", registry=registry
+        )
         self._journals = Gauge("sovereign_live_journals", "Journals that are being written.", registry=registry)
         self._lost = Counter("sovereign_lost_calls", "Calls of ended processes without a last usage event.", registry=registry)
         self._torn = Counter(
@@ -168,6 +179,10 @@ class Metrics:
         if us is not None:
             self._wake_seconds.observe(us / 1_000_000)
 
+    def refill_failed(self) -> None:
+        """Count a refill of the warm pool that was not to be had: the next starts are cold."""
+        self._refill_failures.inc()
+
     def shipped(self, step: ShipReport) -> None:
         """Note what a step of the shipper did."""
         self._rows.labels("usage").inc(step.usage_rows)
@@ -181,6 +196,12 @@ class Metrics:
         self._store_failures.inc(bool(step.store_error))
         self._alarms.labels("broken_journal").inc(step.broken_journals)
         self._alarms.labels("conflict").inc(step.conflicts)
+
+    def waiting(self, backlog_bytes: int, limit_bytes: int, stuck_s: float) -> None:
+        """Say how many bytes wait for the lake now, how many may, and for how long nothing was shipped."""
+        self._backlog.set(backlog_bytes)
+        self._limit.set(limit_bytes)
+        self._stuck.set(stuck_s)
 
     def flush(self) -> None:
         """Write the snapshot now; a disk that is full or gone is left for the next time."""

@@ -139,6 +139,9 @@ def test_an_agent_is_asked_metered_and_removed(command: Command) -> None:
     assert command.json("usage", "--agent", "nobody")["usage"] == []
     assert "echo-1" in command.run("usage").stdout
     command.json("agents", "remove", "echo-1")
+    decided = command.json("audit", "--action", "admission:agent:decide")["audit"]
+    assert {"echo-1"} == {row["object_id"] for row in decided if row["object_id"] == "echo-1" and row["outcome"] == "allowed"}
+    assert "echo-1" in command.run("audit").stdout
     assert command.json("invoke", "echo-1", "hi", code=4)["error"]["code"] == "not_found"
 
 

@@ -38,6 +38,21 @@ topology._Supervisor._bootstrap = parts
 topology.run(Settings.load(home=Path(sys.argv[1])), on_progress=print, on_ready=lambda state: sys.exit("ready"))
 """
 
+# `up` with a head that ends as soon as it has listened, whatever the platform's parts would do.
+ENDING_HEAD = """
+import sys
+from pathlib import Path
+from actors import topology
+from cluster.settings import Settings
+
+HEAD = "import socket, sys; socket.create_server((sys.argv[1], int(sys.argv[2]))).accept()"
+
+topology.head_command = lambda settings, ports: [sys.executable, "-c", HEAD, settings.host, str(ports.gcs)]
+topology._Supervisor._bootstrap = lambda supervisor, verb, timeout_s: None
+topology.HEAD_RESTARTS = 3
+topology.run(Settings.load(home=Path(sys.argv[1])), on_progress=print, on_ready=lambda state: print("ready"))
+"""
+
 
 @contextlib.contextmanager
 def starting(command: list[str], home: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
@@ -85,4 +100,16 @@ def test_a_part_that_listens_openly_ends_the_start(tmp_path: Path) -> None:
         assert "ready" not in output.splitlines()
         _, port, pid = next(line for line in output.splitlines() if line.startswith("part ")).split()
         assert f"can be reached from other machines: 0.0.0.0:{port} (pid {pid})" in output
+        assert_nothing_left(home, cluster_id)
+
+
+def test_a_head_that_ends_again_and_again_ends_the_cluster(tmp_path: Path) -> None:
+    """It is started again a bounded number of times; then the supervisor says why it ends, and leaves nothing running."""
+    home = tmp_path / "home"
+    with starting([sys.executable, "-c", ENDING_HEAD, str(home)], home) as (process, cluster_id):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert output.count("starting it again") == 3, output
+        assert "after 3 restarts in 10 minutes" in output
+        assert "sovereign up" in output
         assert_nothing_left(home, cluster_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -15,6 +16,32 @@ connect_to(Settings.load())
 prestart_workers(2)
 """
 
+# Each state is asked for by itself; an actor without a name, which has ended, is in none.
+CONTROL_STORE = """
+import json, time
+import ray
+from actors.ray_connection import connect_to
+from actors.ray_internals import ControlStore
+from cluster.settings import Settings
+connect_to(Settings.load())
+
+class Nameless:
+    pass
+
+mine = ray.remote(num_cpus=0)(Nameless).options(lifetime="detached", max_restarts=-1).remote()
+store = ControlStore()
+first = {}
+while mine._actor_id.hex() not in first:
+    first = {a.actor_id: a for a in store.live_actors()}
+store.kill_actor(mine._actor_id.hex())
+while mine._actor_id.hex() in {a.actor_id for a in store.live_actors()}:
+    time.sleep(0.05)
+seen = [(a.namespace, a.name, a.class_name, a.pid) for a in first.values()]
+ours = first[mine._actor_id.hex()]
+said = store.job_metadata(store.own_job)
+print(json.dumps({"seen": seen, "mine": [ours.class_name, ours.job_id == store.own_job], "said": said}))
+"""
+
 
 def test_prestart_adds_idle_workers(cluster: RunningCluster) -> None:
     """The node manager takes the request, authenticated, and idle workers appear."""
@@ -24,6 +51,21 @@ def test_prestart_adds_idle_workers(cluster: RunningCluster) -> None:
     )
     assert done.returncode == 0, done.stderr
     eventually(lambda: len(cluster.processes("ray::IDLE")), lambda n: n > before)
+
+
+def test_the_control_store_lists_live_actors_and_ends_one_without_a_name(cluster: RunningCluster) -> None:
+    """It is asked by its own protocol: actors by state with name, class, job and process; what a driver said of itself.
+
+    A job's metadata, and who else is ended: tests/integration/test_strays.py.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CONTROL_STORE], env=cluster.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    [governance] = cluster.processes("ray::GovernanceActor")
+    assert ["sovereign", "governance", "GovernanceActor", governance.pid] in found["seen"]
+    assert (found["mine"], found["said"]) == (["Nameless", True], {})
 
 
 def test_the_pool_is_refilled_after_a_take(cluster: RunningCluster) -> None:

@@ -21,14 +21,48 @@ class CrookedS3:
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.upstream = upstream
         self.endpoint = ""
+        self._port = 0
+        self._listening: tuple[ThreadingHTTPServer, threading.Thread] | None = None
         # Take away If-None-Match, as a store does that does not know it.
         self.ignore_conditions = False
         # So many PUTs are carried out and their answers lost.
         self.lose_answers = 0
+        # So many PUTs are carried out and their answers end after a few bytes.
+        self.tear_answers = 0
+        # So many PUTs reach the store with half of their bytes, and then their connection breaks.
+        self.cut_bodies = 0
+        # While it is set requests wait at the door; then they are carried out, however long their sender has been gone.
+        self.may_enter = threading.Event()
+        self.may_enter.set()
         # So many requests are answered with this status and code and not carried out.
         self.refuse = 0
         self.refusal = (503, "SlowDown")
+        # The Retry-After of refusals; none when it is empty.
+        self.retry_after = ""
+        # Connections that were kept alive break with the next request, as those to a host do that is gone.
+        self.away = False
         self.lock = threading.Lock()
+
+    def listen(self) -> None:
+        """Open the port: a free one at first, the same one ever after."""
+        handler = type("Handler", (_Handler,), {"crooked": self})
+        server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._port = server.server_address[1]
+        self.away = False
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        self._listening = (server, thread)
+
+    def go_away(self) -> None:
+        """Close the port: connections are refused until `listen`."""
+        self.away = True
+        if self._listening is not None:
+            server, thread = self._listening
+            self._listening = None
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def take(self, name: str) -> bool:
         with self.lock:
@@ -43,11 +77,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.crooked.away:
+            self.close_connection = True
+            return
+        self.crooked.may_enter.wait()
         if self.crooked.take("refuse"):
             status, code = self.crooked.refusal
-            self._answer(status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode())
+            asked = {"Retry-After": self.crooked.retry_after} if self.crooked.retry_after else {}
+            self._answer(status, {"Content-Type": "application/xml"} | asked, f"<Error><Code>{code}</Code></Error>".encode())
             return
         headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
+        if self.command == "PUT" and self.crooked.take("cut_bodies"):
+            self._cut(headers, body)
+            return
         if self.crooked.ignore_conditions:
             headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
         upstream = http.client.HTTPConnection(*self.crooked.upstream, timeout=10)
@@ -57,10 +99,24 @@ class _Handler(BaseHTTPRequestHandler):
             data = answer.read()
         finally:
             upstream.close()
+        if self.command == "PUT" and self.crooked.take("tear_answers"):
+            self.wfile.write(b"HTTP/1.1 20")
+            self.close_connection = True
+            return
         if self.command == "PUT" and self.crooked.take("lose_answers"):
             self.close_connection = True
             return
-        self._answer(answer.status, dict(answer.getheaders()), data)
+        with contextlib.suppress(ConnectionError):  # who asked may be gone
+            self._answer(answer.status, dict(answer.getheaders()), data)
+
+    def _cut(self, headers: dict[str, str], body: bytes) -> None:
+        upstream = http.client.HTTPConnection(*self.crooked.upstream, timeout=30)
+        upstream.putrequest("PUT", self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            upstream.putheader(name, value)
+        upstream.endheaders(body[: len(body) // 2])
+        upstream.close()
+        self.close_connection = True
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _forward  # noqa: N815  # the names that http.server calls
 
@@ -83,17 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
 def running_crooked_s3(upstream: tuple[str, int]) -> Iterator[CrookedS3]:
     """Run the proxy before `upstream` on a free port of loopback."""
     crooked = CrookedS3(upstream)
-    handler = type("Handler", (_Handler,), {"crooked": crooked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    crooked.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
+    crooked.listen()
     try:
         yield crooked
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        crooked.may_enter.set()
+        crooked.go_away()
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ def test_everything_that_is_counted_is_on_the_page(tmp_path: Path) -> None:
     m.woken(40_000)
     m.woken()
     m.shipped(ShipReport(1, 100, 7, 2, 1, 30, 4, 5, 6, 4096, 3, "503", 1.0))
+    m.waiting(4096, 8192, 61.5)
     m.flush()
     got = page(tmp_path)
     assert got["sovereign_requests_total{door=openai,status=200}"] == 1
@@ -84,6 +85,7 @@ def test_everything_that_is_counted_is_on_the_page(tmp_path: Path) -> None:
     assert got["sovereign_shipped_rows_total{stream=usage}"] == 100
     assert got["sovereign_shipped_rows_total{stream=audit}"] == 7
     assert (got["sovereign_ship_backlog_bytes"], got["sovereign_live_journals"]) == (4096, 3)
+    assert (got["sovereign_ship_backlog_limit_bytes"], got["sovereign_ship_stuck_seconds"]) == (8192, 61.5)
     assert (got["sovereign_lost_calls_total"], got["sovereign_journal_torn_bytes_total"]) == (2, 30)
     assert got["sovereign_integrity_alarms_total{kind=broken_journal}"] == 4
     assert got["sovereign_integrity_alarms_total{kind=conflict}"] == 5
@@ -270,6 +272,7 @@ def test_a_process_has_one_set_of_metrics(tmp_path: Path) -> None:
     first = Metrics.of_process(tmp_path, "agent")
     assert Metrics.of_process(tmp_path, "agent") is first
     assert Metrics.of_process(tmp_path, "tool") is not first
+    first.flush()
     assert page(tmp_path)["sovereign_processes{component=agent}"] == 1
 
 

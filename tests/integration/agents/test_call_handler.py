@@ -31,6 +31,7 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
 from tests.contract.channel.peers import PATIENCE_S, Agent, an_agent, until
+from tests.gates import open_gate
 from tests.lake_samples import everything
 
 ASKED = "w" * 4_000
@@ -106,7 +107,7 @@ def serve(tmp_path: Path) -> Serve:
         brain = kind(model, [], instructions="", max_iterations=10, model_name="scripted:steps")
         with JournalWriter(tmp_path / "journal", "agent.acme.planner", 1, clock=clock) as journal:
             metrics = Metrics(settings.metrics_dir, "agent")
-            books = AgentBooks(StartOrder(settings, "acme", record, 1), journal, metrics, clock)
+            books = AgentBooks(StartOrder(settings, "acme", record, 1), journal, metrics, clock, open_gate(tmp_path / "journal"))
             async with an_agent(CallHandler(books, brain), **options) as agent:
                 yield Served(agent, books, brain, tmp_path)
 

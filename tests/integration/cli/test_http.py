@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from actors.topology import read_state
 from cli.exit_codes import exit_code_of
 from cli.http import ApiClient
 from cluster.errors import (
@@ -27,6 +30,7 @@ from cluster.errors import (
     UnavailableError,
 )
 from cluster.settings import Settings
+from tests.servers.cluster import eventually
 
 DENIED = AdmissionDeniedError("Refused.", hint="Ask for less.", errors=[FieldError("capability.x", "is not held")])
 BUSY = {"error": {"message": "full\n  a: b\nwait", "type": "rate_limit_error", "param": "a", "code": "overloaded"}}
@@ -179,3 +183,18 @@ def test_the_state_of_a_supervisor_that_died_counts_for_nothing(settings: Settin
     document = json.loads(settings.state_path.read_text())
     settings.state_path.write_text(json.dumps(document | {"pid_started": document["pid_started"] - 1000}))
     assert "No cluster runs" in refusal_of(settings, "/x").detail
+
+
+def test_a_supervisor_that_was_killed_and_that_nobody_waited_for_is_dead(settings: Settings) -> None:
+    """Where the machine's first process collects no orphans, a zombie must not pass for a cluster that runs."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        process = psutil.Process(child.pid)
+        document = json.loads(settings.state_path.read_text())
+        document |= {"pid": child.pid, "pid_started": process.create_time()}
+        settings.state_path.write_text(json.dumps(document))
+        state = read_state(settings)
+        assert state is not None
+        assert state.alive
+        process.kill()
+        eventually(process.status, lambda status: status == psutil.STATUS_ZOMBIE)
+        assert not state.alive

@@ -29,6 +29,7 @@ from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
+from tests.gates import open_gate
 
 TENANT, AGENT = TenantId("default"), AgentId("planner")
 IDLE, NEXT, PAIR = AgentId("idle"), AgentId("next"), AgentId("pair")
@@ -88,6 +89,7 @@ def settings(tmp_path: Any) -> Settings:
     settings = Settings.load(home=tmp_path)
     settings.secret_dir.mkdir(parents=True)
     (settings.secret_dir / "master-key").write_text("ab" * 32)
+    open_gate(settings.journal_dir)
     return settings
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from actors.haproxy_launcher import SERVE_HEADERS, tighten
+from actors.haproxy_launcher import ERRORS, SERVE_HEADERS, error_page, tighten
 
 _RAY = importlib.util.find_spec("ray")
 assert _RAY is not None
@@ -18,6 +19,8 @@ CONFIG = """global
     stats socket /x/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
+    errorfile 502 /x/500.http
+    errorfile 503 /x/500.http
     option splice-request
     option splice-response
 frontend prometheus
@@ -26,34 +29,58 @@ frontend stats
     bind *:8404
 frontend http_frontend
     bind 127.0.0.1:8080
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \'%[path]\' not found."
+backend another
+    http-request return status 404 content-type text/plain string "its own"
 """
 
 
 def test_every_bind_is_on_the_host_asked_for() -> None:
     """Wildcard binds, with and without a star, move to the host; others stay."""
-    tight = tighten(CONFIG, "127.0.0.1")
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
     binds = [line.split()[1] for line in tight.splitlines() if line.strip().startswith("bind")]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8404", "127.0.0.1:8080"]
 
 
 def test_the_admin_socket_is_private_and_slow_clients_have_bounds() -> None:
     """Nobody else may open the admin socket, and a client that does not finish its request is cut off."""
-    tight = tighten(CONFIG, "127.0.0.1")
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
     assert "mode 600" in tight
     assert "mode 666" not in tight
     assert "timeout http-request" in tight
 
 
+def test_a_gateway_that_is_away_is_told_from_one_that_failed() -> None:
+    """Serve says 500 of both; ours says what happened and whether to retry, to OpenAI's clients too."""
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
+    assert re.findall(r"errorfile (\d+) (\S+)", tight) == [("502", "/pages/502.http"), ("503", "/pages/503.http")]
+    for status in ERRORS:
+        head, _, body = error_page(status).decode().partition("\r\n\r\n")
+        problem = json.loads(body)
+        assert head.startswith(f"HTTP/1.1 {status} ")
+        assert f"content-length: {len(body)}" in head
+        assert problem["status"] == status
+        assert problem["error"]["code"] == problem["code"]
+        assert ("retry-after: 1" in head) == (status == 503)
+
+
+def test_a_gateway_that_is_yet_to_come_is_away_and_not_unknown() -> None:
+    """Until Serve knows the gateway no path has a backend; the one for such has no server then, so it says 503 and not 404."""
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
+    assert tight.endswith("backend default_backend\nbackend another\n" + CONFIG.splitlines()[-1] + "\n")
+
+
 def test_requests_are_not_spliced() -> None:
     """With spliced requests HAProxy does not pass a client's going away on; responses may be spliced."""
-    tight = tighten(CONFIG, "127.0.0.1")
+    tight = tighten(CONFIG, "127.0.0.1", Path("/pages"))
     assert "splice-request" not in tight
     assert "option splice-response" in tight
 
 
 def test_headers_are_cleaned_before_serve_sees_them() -> None:
     """The way in drops what would steer Serve and a request id that is none; other listeners stay as they are."""
-    sections = tighten(CONFIG, "127.0.0.1").split("frontend ")
+    sections = tighten(CONFIG, "127.0.0.1", Path("/pages")).split("frontend ")
     assert [section.count("http-request del-header") for section in sections] == [0, 0, 0, 3]
 
 
@@ -101,4 +128,6 @@ def test_the_template_of_this_serve_has_the_lines_that_are_rewritten() -> None:
     assert "mode 666" in template
     assert "\ndefaults\n    mode http\n" in template
     assert "\n    option splice-request\n" in template
+    assert [f"\n    errorfile {status} " in template for status in ERRORS] == [True, True, True]
+    assert "\nbackend default_backend\n    http-request return status 404 content-type text/plain " in template
     assert "\nfrontend http_frontend\n    bind " in template

@@ -260,6 +260,7 @@ def test_an_action_needs_its_scope(engine: RegorusPolicyEngine, action: str) -> 
         ("plans.yaml", {"standard.models": ["unknown:*"]}, "unknown"),
         ("plans.yaml", {"standard.defaults.agent_type": "robot"}, "robot"),
         ("plans.yaml", {"standard.max_replicas": 0}, "plans.standard.max_replicas"),
+        ("plans.yaml", {"standard.raw_actors": "yes"}, "plans.standard.raw_actors"),
         (
             "plans.yaml",
             {"standard.agent_limits": {"cpu": {"min": "2", "max": "1"}, "memory": {"min": "1", "max": "2"}}},
@@ -277,6 +278,14 @@ def test_odd_data_is_refused_whole_and_named(tmp_path: Any, file: str, change: d
     with pytest.raises(ConfigurationError) as refused:
         load_bundle(changed_policies(tmp_path, file, change))
     assert said in str(refused.value)
+
+
+def test_raw_actors_are_for_active_tenants_of_a_plan_that_has_them(tmp_path: Any) -> None:
+    """A plan that does not say so does not have them; nor does a tenant that is not active, or not there."""
+    tenants = {"free": {"plan": "trial", "active": True}, "asleep": {"plan": "trial", "active": False}}
+    changed_policies(tmp_path, "tenants.yaml", tenants)
+    catalog = load_bundle(changed_policies(tmp_path, "plans.yaml", {"trial.raw_actors": True})).catalog
+    assert [catalog.may_have_raw_actors(t) for t in ("free", "asleep", "default", "nobody")] == [True, False, False, False]
 
 
 def test_an_incomplete_or_broken_folder_is_refused(tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from cluster.telemetry.metrics import Metrics
 from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
 from serve_apps.openai_routes import OpenAIRoutes
+from tests.gates import open_gate
 
 BODY = json.dumps({"model": "planner", "stream": True, "messages": [{"role": "user", "content": "x"}]}).encode()
 
@@ -66,6 +67,7 @@ def edge(tmp_path: Path, collaborators: Collaborators) -> Edge:
         governance=fake,
         directory=fake,
         journal=fake,
+        gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),
         clock=SystemClock(),
     )

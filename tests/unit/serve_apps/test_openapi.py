@@ -35,6 +35,7 @@ async def document(tmp_path: Path) -> dict[str, Any]:
         governance=governance,
         directory=Directory(governance, metrics),
         journal=wiring.open_journal(settings, "gateway.test"),
+        gate=wiring.journal_gate(settings),
         metrics=metrics,
         clock=SystemClock(),
     )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.usage import parse_since
+from cli.since import parse_since
 from cluster.errors import InvalidRequestError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
