@@ -117,6 +117,7 @@ def assert_counted_once(cluster: RunningCluster, load: Load) -> None:
     assert {i: n for i, n in counted.items() if n > 1} == {}
     print(load.refused)
     assert not set(load.refused) - REFUSALS, load.refused
+    assert cluster.audit(action="reconciler:actor:kill") == [], "one of the platform's own was taken for a stray"
 
 
 def test_kill_every_part_under_load(hurt: RunningCluster) -> None:
