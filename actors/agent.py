@@ -202,7 +202,7 @@ class LiveAgent:
 
     def load(self) -> dict[str, Any]:
         """Return what it has to do."""
-        return {"calls": self.calls, "idle_s": self.idle_s}
+        return {"calls": self.calls, "idle_s": self.idle_s, "p95_s": self._books.p95_s}
 
     def address(self) -> dict[str, Any]:
         """Return where this agent answers."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 PAY_INTERVAL_S = 1.0
 # How long the call that woke an agent may take to reach it.
 FIRST_CALL_US = 5_000_000
+# How many calls say how long calls take now.
+LAST_CALLS = 64
 # A call under which the process closes is as lost as one under which it dies.
 _STOPPED: dict[Why, Outcome] = {"deadline": Outcome.DEADLINE, "closing": Outcome.LOST}
 _LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large")
@@ -54,6 +57,8 @@ class AgentBooks:
         self.running = 0
         # Calls that were settled.
         self.ended = 0
+        # What the last ones took.
+        self._took_us: deque[int] = deque(maxlen=LAST_CALLS)
         # A fresh agent was started for a call that is on its way, so it is not idle yet.
         self._quiet_since_us = clock.monotonic_us() + FIRST_CALL_US
 
@@ -79,8 +84,14 @@ class AgentBooks:
             self._pay_later()
             raise
 
-    def left(self) -> None:
+    @property
+    def p95_s(self) -> float:
+        """What 95 of 100 of the last calls took at most; 0 before the first."""
+        return sorted(self._took_us)[int(len(self._took_us) * 0.95)] / 1e6 if self._took_us else 0.0
+
+    def left(self, took_us: int) -> None:
         """Note that a call was settled."""
+        self._took_us.append(took_us)
         self.running -= 1
         self.ended += 1
         self._quiet_since_us = self.clock.monotonic_us()
@@ -203,7 +214,7 @@ class CallBooks:
     def settle(self, outcome: Outcome) -> None:
         """Write the last fact, once, before the caller hears anything. Who was cut off by the platform does not pay."""
         books, order, meter, used = self._books, self._order, self.meter, self.used()
-        books.left()
+        books.left(used.latency_us)
         now_us = books.clock.now_us()
         resources = books.order.record.spec.resources
         event = UsageEvent(

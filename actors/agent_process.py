@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ray.exceptions import RayError
@@ -14,7 +14,8 @@ from ray.exceptions import RayError
 from actors.agent import AgentActor
 from actors.ray_actors import Handle, create, find, kill
 from actors.start_order import StartOrder
-from cluster.agents.spec import Resources
+from cluster.agents.scaling import ReplicaLoad
+from cluster.agents.spec import AgentSpec, Resources
 
 START_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
@@ -36,10 +37,11 @@ class AgentProcess:
     host: str
     port: int
     generation: int
-    # What it holds of the cluster.
-    resources: Resources
+    spec: AgentSpec
     # What is enforced on it; None until it said so.
     enforcement: dict[str, Any] | None = None
+    # What it has to do, as it last said.
+    load: ReplicaLoad = field(default_factory=ReplicaLoad)
     # Since when it has had no call, by the monotonic clock, as it last said; None when it had one.
     idle_since: float | None = None
 
@@ -49,13 +51,13 @@ class AgentProcess:
 
         Raises what Ray raises or TimeoutError, and then nothing is left of it.
         """
-        resources = order.record.spec.resources
+        spec = order.record.spec
         handle = create(
             AgentActor,
             order.to_bytes(),
             name=name,
-            cpus=resources.cpu_milli / 1000,
-            memory_bytes=resources.memory_bytes,
+            cpus=spec.resources.cpu_milli / 1000,
+            memory_bytes=spec.resources.memory_bytes,
             restarts=False,  # only governance revives
             concurrency=16,
             get_if_exists=False,
@@ -65,12 +67,12 @@ class AgentProcess:
         except BaseException:
             kill(handle)
             raise
-        return cls(handle, name, order.key, status["host"], status["port"], order.generation, resources)
+        return cls(handle, name, order.key, status["host"], status["port"], order.generation, spec)
 
     @classmethod
-    def find(cls, name: str, key: Key, generation: int, resources: Resources) -> Self:
+    def find(cls, name: str, key: Key, generation: int, spec: AgentSpec) -> Self:
         """Return a process that another governor started; ValueError when there is no actor. Blocks: not for event loops."""
-        return cls(find(name), name, key, "", 0, generation, resources)
+        return cls(find(name), name, key, "", 0, generation, spec)
 
     async def vacate(self) -> str:
         """Let it close its agent when that has nothing to do; returns what became of it.
@@ -92,7 +94,7 @@ class AgentProcess:
             self.kill()
             raise
         status = json.loads(answer)
-        return type(self)(self.handle, self.name, order.key, status["host"], status["port"], order.generation, self.resources)
+        return type(self)(self.handle, self.name, order.key, status["host"], status["port"], order.generation, order.record.spec)
 
     async def adopt(self) -> bool:
         """Learn where it answers; returns whether it says within STATUS_TIMEOUT_S that it is this very generation."""
@@ -125,14 +127,18 @@ class AgentProcess:
         except RayError:
             return "gone"
         if "load" in news:
+            self.load = ReplicaLoad(news["load"]["calls"], news["load"]["p95_s"])
             idle_for_s = news["load"]["idle_s"]
             self.idle_since = time.monotonic() - idle_for_s if idle_for_s > 0 else None
         return str(news["news"])
 
-    async def drain(self, *, only_idle: bool = False) -> bool:
-        """End the process when its calls have ended; returns False when `only_idle` and it has something to do."""
+    async def drain(self, *, only_idle: bool = False, within_s: float = DRAIN_TIMEOUT_S) -> bool:
+        """End the process when its calls have ended; returns False when `only_idle` and it has something to do.
+
+        Calls that have not ended `within_s` end lost.
+        """
         try:
-            return bool(await asyncio.wait_for(self.handle.drain.remote(DRAIN_TIMEOUT_S, only_idle), DRAIN_TIMEOUT_S + 2))
+            return bool(await asyncio.wait_for(self.handle.drain.remote(within_s, only_idle), within_s + 2))
         except TimeoutError:
             if only_idle:
                 return False
@@ -140,6 +146,11 @@ class AgentProcess:
         except RayError:
             self.kill()
         return True
+
+    @property
+    def resources(self) -> Resources:
+        """What it holds of the cluster."""
+        return self.spec.resources
 
     def idle_for_s(self) -> float:
         """Return for how long it has had no call, by what it said last; 0 when it had one."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from ray.exceptions import RayError
 
-from actors.agent_process import AgentProcess, Key, kill_by_name
+from actors.agent_process import DRAIN_TIMEOUT_S, AgentProcess, Key, kill_by_name
 from actors.live_agents import LiveAgents
 from actors.ray_actors import names
+from actors.replicas import Replicas
 from actors.resolved import Resolved
 from actors.room import Room, account_of_ray
 from actors.start_order import StartOrder
@@ -51,6 +53,8 @@ SETTLE_DELAY_S = 0.1
 ACCOUNT_INTERVAL_S = 2.0
 # While there is room, an agent that was called so lately keeps its process, and who wakes starts cold.
 REBIND_IDLE_S = 1.0
+# How long the calls of a replica that is no longer needed may go on; each has a deadline of its own.
+RETIRE_S = 3600.0
 # Starts that may wait for their turn.
 WAITING_WAKES = 1024
 # Between tries to record an end that the store did not take.
@@ -78,50 +82,86 @@ class AgentProcesses:
         self._queue = WakeQueue(at_once=settings.wakes_at_once, waiting=WAITING_WAKES)
         self._room = Room()
         self.live = LiveAgents(metrics)
+        self.replicas = Replicas(self.live, self, self._background)
+        # Replicas whose last calls are still under way.
+        self._retiring: dict[AgentProcess, asyncio.Task[None]] = {}
         self._starting: dict[Key, asyncio.Task[AgentProcess]] = {}
         # One step of an agent's life at a time; a lock lives as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         # Held here because the loop itself keeps only weak references.
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def resolve(self, tenant: TenantId, agent: AgentId, caller: str, not_generation: int) -> Resolved:
-        """Return where the agent answers and a ticket for `caller`, waking the agent when it is passive.
+    async def resolve(self, tenant: TenantId, agent: AgentId, caller: str, not_generation: int) -> list[Resolved]:
+        """Return where each replica of the agent answers with a ticket for `caller`, waking the agent when it is passive.
 
         `not_generation` names a generation that the caller found gone; it is looked after before it is handed out again.
         Raises NotFoundError, AdmissionDeniedError, or UnavailableError when no process comes up.
         """
         key = (str(tenant), str(agent))
-        live = next(iter(self.live.of(key)), None)
-        if live is not None and live.generation == not_generation and not await live.status():
-            await self._lost(live)
-            live = None
-        if live is None:
-            live = await self._wake(key, tenant, agent)
+        for live in self.live.of(key):
+            if live.generation == not_generation and not await live.status():
+                await self._lost(live)
+        return [self._resolved(live, caller) for live in self.live.of(key) or [await self._wake(key, tenant, agent)]]
+
+    def _resolved(self, live: AgentProcess, caller: str) -> Resolved:
+        tenant, agent = live.key
         grant = issue_ticket(
-            self._agent_key(key, live.generation),
+            self._agent_key(live.key, live.generation),
             caller=caller,
             tenant=tenant,
             agent=agent,
             generation=live.generation,
             ttl_s=TICKET_TTL_S,
         )
-        return Resolved(live.host, live.port, live.generation, grant.ticket_bytes, grant.session_key, grant.ticket.expires_us)
+        return Resolved(
+            live.host,
+            live.port,
+            live.generation,
+            grant.ticket_bytes,
+            grant.session_key,
+            grant.ticket.expires_us,
+            alone=live.spec.max_replicas == 1,
+        )
 
     async def end(self, tenant: TenantId, agent: AgentId) -> None:
-        """Drain the agent's process, if it has one, and record that it is gone."""
+        """Drain the agent's processes, if it has any, and record that they are gone; for one that does not wake any more."""
         key = (str(tenant), str(agent))
-        if (starting := self._starting.get(key)) is not None:
-            await asyncio.gather(starting, return_exceptions=True)
-        ending = [live for live in self.live.of(key) if self.live.take(live)]
-        await asyncio.gather(*map(self._passivate, ending))
-        async with self._lock(key):  # until one that is just giving its process to another agent has done so
-            pass
+        self.replicas.forget(key)
+        # Whoever starts it, ends it or gives its process to another agent has done so then.
+        async with self._lock(key):
+            ending = [live for live in self.live.of(key) if self.live.take(live)]
+        await self._end_all(ending, [live for live in self._retiring if live.key == key])
 
     async def end_all(self) -> int:
         """Drain every process, for a stop of the node; returns how many there were."""
-        ending = [live for live in self.live if self.live.take(live)]
-        await asyncio.gather(*map(self._passivate, ending), return_exceptions=True)
-        return len(ending)
+        ending, retiring = [live for live in self.live if self.live.take(live)], list(self._retiring)
+        await self._end_all(ending, retiring)
+        return len(ending) + len(retiring)
+
+    async def _end_all(self, ending: list[AgentProcess], retiring: list[AgentProcess]) -> None:
+        tasks = [self._retiring[live] for live in retiring]
+        drained = (live.drain() for live in retiring)  # with less patience than they were promised
+        await asyncio.gather(*map(self._passivate, ending), *drained, *tasks, return_exceptions=True)
+
+    async def add_replica(self, key: Key) -> None:
+        """Start one more replica, or an agent's first one.
+
+        Raises UnavailableError without room, NotFoundError when the agent is gone, AdmissionDeniedError.
+        """
+        tenant, agent = TenantId(key[0]), AgentId(key[1])
+        if self.live.of(key):
+            await self._start(key, tenant, agent, more=True)
+        else:
+            await self._wake(key, tenant, agent)
+
+    async def retire(self, live: AgentProcess) -> None:
+        """Begin to end a replica: it takes no new calls, and ends when those under way have ended."""
+        if self.live.take(live):
+            self._retire(live)
+
+    def _retire(self, live: AgentProcess) -> None:
+        task = self._retiring[live] = asyncio.ensure_future(self._passivate(live, within_s=RETIRE_S))
+        task.add_done_callback(lambda _: self._retiring.pop(live, None))
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
@@ -134,7 +174,12 @@ class AgentProcesses:
         for row, failure in zip(wanted.values(), await asyncio.gather(*adopted, return_exceptions=True), strict=True):
             if failure is not None:  # its next caller finds it unknown here, and has it put right
                 log.error("agent %s of %s was not taken over: %s", row.agent_id, row.tenant, failure)
+        for tenant, agent in await self._run(self._registrar.kept):
+            with contextlib.suppress(NotFoundError):
+                record = await self._run(partial(self._registrar.get, tenant, agent))
+                self.replicas.keep((tenant, agent), record.spec)
         self._background(self._keep_account())
+        self._background(self.replicas.run())
 
     async def rows_by_name(self) -> dict[str, LiveRow]:
         """Return the names that actors of agents may have now, each with the row behind it."""
@@ -161,11 +206,15 @@ class AgentProcesses:
             task.add_done_callback(lambda _: self._starting.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _start(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
+    async def _start(self, key: Key, tenant: TenantId, agent: AgentId, *, more: bool = False) -> AgentProcess:
+        """Start an agent that has no process, or with `more` one of its replicas, if there is room."""
         began_ns = time.monotonic_ns()
         async with self._lock(key):
-            if live := next(iter(self.live.of(key)), None):  # a call came while it was to give its process back
-                return live
+            known = self.live.of(key)
+            if known and not more:  # a call came while it was to give its process back
+                return known[0]
+            if more and known and not self._room.fits(known[0].resources):
+                raise no_room(agent, known[0].resources)
             async with self._queue.turn(key[0]):
                 live = await self._start_alone(key, tenant, agent)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
@@ -215,7 +264,7 @@ class AgentProcesses:
         if fits and not self.pool.empty:
             return None
         idle_s = REBIND_IDLE_S if fits else 0.0
-        alike = [x for x in self.live if x.key[0] == order.tenant and x.resources == wanted]
+        alike = [x for x in self.live if x.key[0] == order.tenant and x.resources == wanted and self.live.spare(x)]
         tried: set[AgentProcess] = set()
         for other in sorted((x for x in alike if x.idle_for_s() > idle_s), key=AgentProcess.idle_for_s, reverse=True):
             tried.add(other)
@@ -235,7 +284,7 @@ class AgentProcesses:
         """
         lock = self._lock(other.key)
         # Nobody is waited for: whoever holds the lock may wait for the turn that we hold.
-        if other not in self.live or lock.locked():
+        if other not in self.live or not self.live.spare(other) or lock.locked():
             return None
         async with lock:
             if not self.live.take(other):
@@ -275,7 +324,8 @@ class AgentProcesses:
             return await self._run(begin)
         except IllegalTransitionError:
             record = await self._run(partial(self._registrar.get, tenant, agent))
-            for life in record.lives:
+            known = {live.generation for live in (*self.live.of(key), *self._retiring) if live.key == key}
+            for life in (x for x in record.lives if x.generation not in known):
                 await self._run(partial(kill_by_name, life.process))
                 await self._gone(key, life.generation, "lost")
             return await self._run(begin)
@@ -286,16 +336,12 @@ class AgentProcesses:
         Raises UnavailableError at once when that is not enough.
         """
         if not self._room.fits(wanted):
-            for live in await self._idle(list(self.live)):
-                if await self._end_idle(live) and self._room.fits(wanted):
+            for live in await self._idle([x for x in self.live if self.live.spare(x)]):
+                # Nobody is waited for: whoever holds the lock may wait for the turn that we hold.
+                if not self._lock(live.key).locked() and await self._end_idle(live) and self._room.fits(wanted):
                     break
             if not self._room.fits(wanted):
-                raise UnavailableError(
-                    f"There is no room for agent {agent} now: it declares {wanted.cpu_milli}m CPU and "
-                    f"{wanted.memory_bytes >> 20} MiB, and the agents that hold them are at work.",
-                    hint="Retry in a moment. SOVEREIGN_NUM_CPUS and SOVEREIGN_MEMORY_BYTES say what agents share.",
-                    retry_after_s=1,
-                )
+                raise no_room(agent, wanted)
         self._room.take(wanted)
 
     @staticmethod
@@ -307,10 +353,10 @@ class AgentProcesses:
 
     async def _end_idle(self, live: AgentProcess) -> bool:
         """End the process of an agent without a call; returns False, and it lives on, when one came meanwhile."""
-        if live not in self.live:  # nor wait for its lock: who starts it anew may wait for the turn that we hold
+        if live not in self.live:
             return False
         async with self._lock(live.key):
-            if not self.live.take(live):
+            if not self.live.spare(live) or not self.live.take(live):
                 return False
             if not await live.drain(only_idle=True):
                 self._put(live)
@@ -346,7 +392,7 @@ class AgentProcesses:
         except SovereignError as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -360,13 +406,14 @@ class AgentProcesses:
         """Notice the end of an agent's process when it happens, and take back one that nobody has called for long."""
 
         async def while_it_lives() -> None:
+            idle_s = math.inf if live.spec.min_replicas else self._settings.idle_s
             while live in self.live:
-                news = await live.watch(self._settings.idle_s)
+                news = await live.watch(idle_s)
                 if news == "gone":
                     await self._lost(live)
                 elif news == "idle":
                     if await self._end_idle(live):
-                        log.info("agent %s had no call for %g s and gave its process back", live.key[1], self._settings.idle_s)
+                        log.info("agent %s had no call for %g s and gave its process back", live.key[1], idle_s)
                 elif news != "load":
                     return
 
@@ -380,11 +427,11 @@ class AgentProcesses:
             async with self._lock(live.key):
                 await self._gone(live.key, live.generation, "lost")
 
-    async def _passivate(self, live: AgentProcess) -> None:
+    async def _passivate(self, live: AgentProcess, *, within_s: float = DRAIN_TIMEOUT_S) -> None:
         tenant, agent = TenantId(live.key[0]), AgentId(live.key[1])
         with contextlib.suppress(SovereignError):  # one that is revoked says so already; its end is what counts
             await self._run(partial(self._registrar.mark_draining, tenant, agent, live.generation))
-        await live.drain()
+        await live.drain(within_s=within_s)
         self._room.give(live.resources)
         await self._gone(live.key, live.generation, "drained")
 
@@ -419,12 +466,15 @@ class AgentProcesses:
         Also a process that was just to become this agent, or another one: it says that it is not this generation.
         """
         key, tenant, agent = (row.tenant, row.agent_id), TenantId(row.tenant), AgentId(row.agent_id)
-        if exists and row.state in ("starting", "live"):
+        if exists and row.state in ("starting", "live", "draining"):
             with contextlib.suppress(ValueError):  # it ended just now
                 record = await self._run(partial(self._registrar.get, tenant, agent))
-                live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec.resources))
+                live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec))
                 if await live.adopt():
                     self._room.take(live.resources)
+                    if row.state == "draining":
+                        self._retire(live)
+                        return
                     self._put(live)
                     if row.state == "starting":
                         await self._settle_start(live)
@@ -434,3 +484,13 @@ class AgentProcesses:
 
     def _agent_key(self, key: Key, generation: int) -> bytes:
         return derive_agent_key(self._master, *key, generation)
+
+
+def no_room(agent: AgentId, wanted: Resources) -> UnavailableError:
+    """Return the error of an agent that would have to wait for others."""
+    return UnavailableError(
+        f"There is no room for agent {agent} now: it declares {wanted.cpu_milli}m CPU and "
+        f"{wanted.memory_bytes >> 20} MiB, and the agents that hold them are at work.",
+        hint="Retry in a moment. SOVEREIGN_NUM_CPUS and SOVEREIGN_MEMORY_BYTES say what agents share.",
+        retry_after_s=1,
+    )

@@ -41,6 +41,9 @@ class GovernanceClient:
         *,
         model: str | None = None,
         instructions: str | None = None,
+        min_replicas: int | None = None,
+        max_replicas: int | None = None,
+        target_queue: int | None = None,
         idempotency_key: str = "",
     ) -> dict[str, Any]:
         """Register an agent, or find it registered already; nothing is started.
@@ -56,6 +59,9 @@ class GovernanceClient:
             "compliance_requirements": None if compliance_requirements is None else list(compliance_requirements),
             "model": model,
             "instructions": instructions,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "target_queue": target_queue,
         }
         body |= {k: v for k, v in optional.items() if v is not None}
         answer = await self._governance.call("register", self._principal.to_json(), orjson.dumps(body), uuid7(), idempotency_key)
@@ -83,7 +89,9 @@ class GovernanceClient:
         """Return the agent's answer to `text`; its usage fact is in the journal before this returns."""
         order = self._order(text, conversation_id)
         return CallAnswer.from_bytes(
-            await self._directory.call(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+            await self._directory.call(
+                self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
+            )
         )
 
     async def stream(
@@ -91,7 +99,9 @@ class GovernanceClient:
     ) -> AsyncIterator[str]:
         """Yield the agent's answer to `text` piece by piece; leaving early stops the agent's work."""
         order = self._order(text, conversation_id)
-        stream = await self._directory.stream(self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s)
+        stream = await self._directory.stream(
+            self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
+        )
         try:
             async for piece in stream:
                 yield piece.decode()

@@ -1,12 +1,18 @@
-"""A caller's view of the agents: where each answers, kept until it is found wrong, over connections that stay open."""
+"""A caller's view of the agents: where each answers, kept until it is found wrong, over connections that stay open.
+
+Of an agent with several replicas a conversation stays with one of them as long as that is there, and other calls go where
+the fewest are under way. Which there are is asked again beside the calls, never by one of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 from ray.exceptions import RayError
@@ -31,6 +37,8 @@ from cluster.telemetry.metrics import Metrics, Stage
 ATTEMPTS = 4
 # A ticket is renewed this long before it ends, so that no call is refused for its age.
 RENEW_BEFORE_US = 30_000_000
+# How long what is known of an agent that may have several replicas is believed.
+REPLICAS_KNOWN_S = 1.0
 # Callers' sessions kept at once; the oldest goes first.
 MAX_LINKS = 10_000
 
@@ -39,7 +47,7 @@ MAX_LINKS = 10_000
 LinkKey = tuple[str, str, str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Link:
     """An open road to one generation of an agent, for callers with the same rights."""
 
@@ -47,6 +55,34 @@ class Link:
     grant: SessionGrant
     generation: int
     expires_us: int
+
+
+@dataclass(slots=True)
+class Replicas:
+    """The open roads to an agent."""
+
+    links: list[Link]
+    # When to ask again, by the monotonic clock.
+    stale_at: float
+
+    def usable(self) -> list[Link]:
+        """Return those that are open and whose ticket holds."""
+        soonest_us = time.time() * 1e6 + RENEW_BEFORE_US
+        return [link for link in self.links if not link.client.closed and link.expires_us > soonest_us]
+
+    def gone(self) -> int:
+        """Return a generation whose connection is closed; 0 when there is none."""
+        return next((link.generation for link in self.links if link.client.closed), 0)
+
+
+def choose(links: list[Link], conversation: str | None) -> Link:
+    """Return the replica for a call: by rendezvous hashing for one of a conversation, else where the fewest are under way."""
+    if len(links) == 1:
+        return links[0]
+    if conversation is None:
+        return min(links, key=lambda link: link.client.pending)
+    name = conversation.encode("utf-8", "surrogatepass")
+    return max(links, key=lambda link: blake2b(name, digest_size=8, salt=link.generation.to_bytes(8)).digest())
 
 
 class Governance:
@@ -114,16 +150,18 @@ class Directory:
     def __init__(self, governance: Governance, metrics: Metrics | None = None) -> None:
         self._governance = governance
         self._metrics = metrics
-        self._links: dict[LinkKey, Link] = {}
-        self._resolving: dict[LinkKey, asyncio.Task[Link]] = {}
+        self._known: dict[LinkKey, Replicas] = {}
+        self._resolving: dict[LinkKey, asyncio.Task[Replicas]] = {}
         self._clients: dict[tuple[str, int], ChannelClient] = {}
 
-    async def call(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> bytes:
+    async def call(
+        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+    ) -> bytes:
         """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
         key = (str(principal.tenant), agent_id, principal.subject)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
-            link = await self._link(key, principal, ends)
+            link = await self._link(key, principal, ends, conversation)
             try:
                 return await link.client.call(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
@@ -133,12 +171,14 @@ class Directory:
                 raise
         raise self._moved(agent_id)
 
-    async def stream(self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float) -> AgentStream:
+    async def stream(
+        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+    ) -> AgentStream:
         """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
         key = (str(principal.tenant), agent_id, principal.subject)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
-            link = await self._link(key, principal, ends)
+            link = await self._link(key, principal, ends, conversation)
             stream = link.client.stream(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             try:
                 return AgentStream(await anext(stream, None), stream)
@@ -153,37 +193,58 @@ class Directory:
         """Close every connection; calls under way end with AgentLostError."""
         await asyncio.gather(*(c.close() for c in self._clients.values()))
 
-    async def _link(self, key: LinkKey, principal: Principal, ends: float) -> Link:
-        link = self._links.get(key)
-        if link is not None and not link.client.closed and link.expires_us > time.time() * 1e6 + RENEW_BEFORE_US:
-            return link
-        task = self._resolving.get(key)
-        if task is None:
-            gone = link.generation if link is not None and link.client.closed else 0
-            task = self._resolving[key] = asyncio.ensure_future(self._resolve(key, principal, gone))
-            task.add_done_callback(lambda _: self._resolving.pop(key, None))
+    async def _link(self, key: LinkKey, principal: Principal, ends: float, conversation: str | None) -> Link:
+        known = self._known.get(key)
+        if known is not None and (links := known.usable()):
+            if len(links) < len(known.links) or known.stale_at < time.monotonic():
+                self._look(key, principal, known.gone())  # for the calls after this one
+                known.links = links
+            return choose(links, conversation)
+        task = self._look(key, principal, known.gone() if known is not None else 0)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), ends - time.monotonic())
+            found = await asyncio.wait_for(asyncio.shield(task), ends - time.monotonic())
         except TimeoutError:
             raise DeadlineExceededError(f"The call's deadline passed before agent {key[1]} was ready for it.") from None
+        return choose(found.usable() or found.links, conversation)
 
-    async def _resolve(self, key: LinkKey, principal: Principal, gone: int) -> Link:
-        """Ask governance, and open the connection; a dead one is told to governance, which wakes the agent anew."""
+    def _look(self, key: LinkKey, principal: Principal, gone: int) -> asyncio.Task[Replicas]:
+        task = self._resolving.get(key)
+        if task is None:
+            task = self._resolving[key] = asyncio.ensure_future(self._resolve(key, principal, gone))
+            task.add_done_callback(lambda t: self._looked(key, t))
+        return task
+
+    def _looked(self, key: LinkKey, task: asyncio.Task[Replicas]) -> None:
+        del self._resolving[key]
+        if not task.cancelled() and task.exception() is not None and (known := self._known.get(key)) is not None:
+            known.stale_at = time.monotonic() + REPLICAS_KNOWN_S  # whoever waits for it hears why; others go on
+
+    async def _resolve(self, key: LinkKey, principal: Principal, gone: int) -> Replicas:
+        """Ask governance, and open the connections; a dead one is told to governance, which wakes the agent anew."""
         began_ns = time.monotonic_ns()
         for _ in range(ATTEMPTS):
-            found = Resolved.from_json(await self._governance.call("resolve", principal.to_json(), key[1], gone))
-            try:
-                client = await self._client(found.host, found.port)
-            except UnavailableError:
-                gone = found.generation
+            answer = await self._governance.call("resolve", principal.to_json(), key[1], gone)
+            found = [Resolved.from_json(replica) for replica in answer["replicas"]]
+            roads = await asyncio.gather(*(self._client(r.host, r.port) for r in found), return_exceptions=True)
+            links = [
+                Link(road, SessionGrant(r.ticket, r.session_key), r.generation, r.expires_us)
+                for r, road in zip(found, roads, strict=True)
+                if isinstance(road, ChannelClient)
+            ]
+            dead = [r.generation for r, road in zip(found, roads, strict=True) if not isinstance(road, ChannelClient)]
+            for road in roads:
+                if isinstance(road, BaseException) and not isinstance(road, UnavailableError):
+                    raise road
+            if not links:
+                gone = dead[0]
                 continue
-            link = Link(client, SessionGrant(found.ticket, found.session_key), found.generation, found.expires_us)
-            while len(self._links) >= MAX_LINKS:
-                del self._links[next(iter(self._links))]
-            self._links[key] = link
+            known_s = 0.0 if dead else math.inf if found[0].alone else REPLICAS_KNOWN_S
+            while len(self._known) >= MAX_LINKS:
+                del self._known[next(iter(self._known))]
+            replicas = self._known[key] = Replicas(links, time.monotonic() + known_s)
             if self._metrics is not None:
                 self._metrics.stage(Stage.RESOLVE, (time.monotonic_ns() - began_ns) // 1_000)
-            return link
+            return replicas
         raise self._moved(key[1])
 
     async def _client(self, host: str, port: int) -> ChannelClient:
@@ -195,8 +256,13 @@ class Directory:
         return client
 
     def _forget(self, key: LinkKey, link: Link) -> None:
-        if self._links.get(key) is link and not link.client.closed:
-            del self._links[key]
+        """Send no call there any more. A closed connection stays known, so that governance is told of it."""
+        known = self._known.get(key)
+        if known is not None and link in known.links and not link.client.closed:
+            known.links.remove(link)
+            known.stale_at = 0.0
+            if not known.links:
+                del self._known[key]
 
     @staticmethod
     def _moved(agent_id: str) -> UnavailableError:

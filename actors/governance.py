@@ -93,6 +93,8 @@ class GovernanceActor:
         self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
         registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
+        record = registration.record
+        self._processes.replicas.keep((str(record.tenant), str(record.spec.agent_id)), record.spec)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
 
     @_answered
@@ -126,7 +128,7 @@ class GovernanceActor:
 
     @_answered
     async def resolve(self, principal: str, agent_id: str, not_generation: int = 0) -> dict[str, Any]:
-        """Return where the agent answers and a ticket for the caller, waking the agent when it is passive.
+        """Return `{"replicas": […]}`: where each answers with a ticket for the caller, waking the agent when it is passive.
 
         `not_generation` names a generation that the caller found gone; it is looked after before it is handed out again.
         """
@@ -135,7 +137,8 @@ class GovernanceActor:
         agent = AgentId.parse(agent_id, "model")
         self._gate.check()
         await self._run(partial(self._registrar.check_invocation, who, agent))
-        return (await self._processes.resolve(who.tenant, agent, who.subject, not_generation)).to_json()
+        found = await self._processes.resolve(who.tenant, agent, who.subject, not_generation)
+        return {"replicas": [resolved.to_json() for resolved in found]}
 
     @_answered
     async def fill_pool(self) -> dict[str, Any]:

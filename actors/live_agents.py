@@ -29,6 +29,10 @@ class LiveAgents:
         """Return the agent's processes, oldest generation first."""
         return list(self._agents.get(key, {}).values())
 
+    def spare(self, process: AgentProcess) -> bool:
+        """Whether its agent has more processes than it is to have while nobody calls."""
+        return len(self._agents.get(process.key, {})) > process.spec.min_replicas
+
     def put(self, process: AgentProcess) -> None:
         """Add a process."""
         self._agents.setdefault(process.key, {})[process.generation] = process

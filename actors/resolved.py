@@ -16,6 +16,8 @@ class Resolved:
     ticket: bytes
     session_key: bytes
     expires_us: int
+    # Whether it is never one of several.
+    alone: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as JSON."""
@@ -26,6 +28,7 @@ class Resolved:
             "ticket": self.ticket.hex(),
             "session_key": self.session_key.hex(),
             "expires_us": self.expires_us,
+            "alone": self.alone,
         }
 
     @classmethod

@@ -67,17 +67,19 @@ def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[
     `egress_hosts` are the hosts that its tools may fetch from. Raises ConfigurationError for a model that can't be had.
     """
     from cluster.agents.brain import Brain
+    from cluster.agents.conversation_locks import ConversationLocks
     from cluster.agents.models import build_model
     from cluster.agents.sqlite_checkpointer import SqliteCheckpointStore
 
-    spec = record.spec
+    spec, conversations = record.spec, checkpoint_path(settings, record)
     return Brain(
         build_model(spec.model, local_model_url=settings.local_model_url),
         _build_tools(settings, record, egress_hosts),
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
         model_name=spec.model,
-        checkpointer=SqliteCheckpointStore(checkpoint_path(settings, record)),
+        checkpointer=SqliteCheckpointStore(conversations),
+        locks=ConversationLocks(conversations.with_name(conversations.name + ".lock")) if spec.max_replicas > 1 else None,
         on_refusal=on_refusal,
     )
 

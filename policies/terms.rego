@@ -214,7 +214,7 @@ failures["iterations_within_plan"] := sprintf(
 }
 
 failures["replicas_within_plan"] := sprintf(
-	"Plan %s allows 1 to %d replicas of an agent. Change replicas.",
+	"Plan %s allows 1 to %d replicas of an agent. Change max_replicas.",
 	[tenant.plan, plan.max_replicas],
 ) if {
 	not replicas_within_plan

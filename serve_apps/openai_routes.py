@@ -74,7 +74,7 @@ class OpenAIRoutes:
         deadline_s: float,
     ) -> Response:
         edge = self._edge
-        call = edge.directory.call(principal, chat.model, order.to_bytes(), deadline_s=deadline_s)
+        call = edge.directory.call(principal, chat.model, order.to_bytes(), deadline_s=deadline_s, conversation=order.thread_id)
         try:
             answer = CallAnswer.from_bytes(await edge.until_disconnect(request, call))
         except asyncio.CancelledError:
@@ -95,7 +95,9 @@ class OpenAIRoutes:
         deadline_s: float,
     ) -> Response:
         edge = self._edge
-        opening = asyncio.ensure_future(edge.directory.stream(principal, chat.model, order.to_bytes(), deadline_s=deadline_s))
+        opening = asyncio.ensure_future(
+            edge.directory.stream(principal, chat.model, order.to_bytes(), deadline_s=deadline_s, conversation=order.thread_id)
+        )
         try:
             stream = await edge.until_disconnect(request, opening)
         except asyncio.CancelledError:

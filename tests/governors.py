@@ -107,7 +107,7 @@ def assert_whole(home: Path, registrar: Registrar, tenant: TenantId = DEFAULT) -
     for record in records:
         held += record.spec.reserved
     quota = registrar.quota(tenant)
-    assert quota["agents"]["used"] == sum(r.spec.replicas for r in records)
+    assert quota["agents"]["used"] == sum(r.spec.max_replicas for r in records)
     assert (quota["cpu_milli"]["used"], quota["memory_bytes"]["used"]) == (held.cpu_milli, held.memory_bytes)
     assert all(use["used"] <= use["limit"] for use in quota.values())
 

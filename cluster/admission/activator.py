@@ -11,7 +11,7 @@ from cluster.admission.decision_journal import DecisionJournal
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.registry import Registry, Row
 from cluster.agents.life import mint_process
-from cluster.agents.lifecycle import AgentEvent, AgentState, step
+from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import Op
 from cluster.coordination.journals import journal_entry
@@ -36,11 +36,11 @@ class Activator:
         return decide(self._engine, activation_request(record))
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
-        """Decide, journal, and make a passive agent `starting` under its next generation."""
+        """Decide, journal, and make a passive agent `starting`, or one more replica of it, under its next generation."""
         row = self._find(tenant, agent_id)
         record = row.record
         # Before the policy is asked, so that a race for the start is told from a refusal.
-        step(record.state, AgentEvent.WAKE, agent=f"Agent {agent_id}", history=record.history)
+        record.woken("")
         decision = self.ask(record)
         self._write(
             record,

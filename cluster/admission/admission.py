@@ -139,7 +139,8 @@ def activation_request(record: AgentRecord) -> AdmissionRequest:
             "principal": {"tenant": record.tenant},
             "agent": _terms_of(record.spec),
             "tools": list(record.tools),
-            "state": record.state.value,
+            # Of the replica that is to start: one that has no process is passive, whatever the others do.
+            "state": record.state_of_next.value,
         },
     )
 
@@ -163,7 +164,7 @@ def _terms_of(spec: AgentSpec) -> dict[str, Any]:
         "data_access_level": spec.data_access_level,
         "compliance": spec.compliance,
         "max_iterations": spec.max_iterations,
-        "replicas": spec.replicas,
+        "replicas": spec.max_replicas,
     }
 
 

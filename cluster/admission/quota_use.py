@@ -24,13 +24,13 @@ class QuotaUse:
 
     def plus(self, spec: AgentSpec) -> QuotaUse:
         """Return the use with `spec` registered on top."""
-        return QuotaUse(self.resources + spec.reserved, self.agents + spec.replicas)
+        return QuotaUse(self.resources + spec.reserved, self.agents + spec.max_replicas)
 
     def minus(self, spec: AgentSpec) -> QuotaUse:
         """Return the use without `spec`; raises IntegrityError when it would fall below nothing."""
         left, held = spec.reserved, self.resources
         use = QuotaUse(
-            Resources(held.cpu_milli - left.cpu_milli, held.memory_bytes - left.memory_bytes), self.agents - spec.replicas
+            Resources(held.cpu_milli - left.cpu_milli, held.memory_bytes - left.memory_bytes), self.agents - spec.max_replicas
         )
         if min(use.agents, use.resources.cpu_milli, use.resources.memory_bytes) < 0:
             raise IntegrityError(f"Agent {spec.agent_id} holds more of its tenant's quota than all agents together do: {self}.")

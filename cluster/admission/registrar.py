@@ -52,6 +52,7 @@ _MAX_NAME: Final = 200
 EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 # Spelled here, because the registrar's own `list` hides the builtin inside its class.
 LiveRows = list[LiveRow]
+Kept = list[tuple[TenantId, AgentId]]
 _Records = list[AgentRecord]
 # What completes a registration of a tenant that has no plan: it is refused, and nothing of it is allowed anywhere.
 _NO_PLAN: Final = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data_access_level="")
@@ -196,10 +197,10 @@ class Registrar:
             raise _denied(f"Agent {agent_id} can't be called", decision)
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
-        """Decide again, and make a passive agent `starting`; returns the record and the generation to start.
+        """Decide again, and begin one more generation of an agent; returns the record and the generation to start.
 
         The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
-        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it is not passive.
+        Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it has all its replicas.
         """
         return self._activator.begin_start(tenant, agent_id)
 
@@ -241,6 +242,10 @@ class Registrar:
     def live_rows(self) -> LiveRows:
         """Return every generation of which a process may exist; the cost depends on their number alone."""
         return [*self._registry.live()]
+
+    def kept(self) -> Kept:
+        """Return every agent that has processes also while nobody calls it; the cost depends on their number alone."""
+        return [*self._registry.kept()]
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""

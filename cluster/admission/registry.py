@@ -5,6 +5,7 @@
 /tenants/<tenant>/idempotency/<digest>  which registration a key stands for, as long as that is registered
 /tenants/<tenant>/retired/<agent>       the last generation of a removed agent, so that its name starts above it again
 /live/<tenant>.<agent>                  exists while a process of the agent may exist
+/kept/<tenant>.<agent>                  exists for an agent that has processes also while nobody calls it
 """
 
 from __future__ import annotations
@@ -92,6 +93,15 @@ class Registry:
                     yield LiveRow(tenant, agent, life.generation, state.value, life.address, life.process)
             after = names[-1]
 
+    def kept(self) -> Iterator[tuple[TenantId, AgentId]]:
+        """Yield every agent that has processes also while nobody calls it."""
+        after = ""
+        while names := self._coordination.children("/kept", after=after, limit=_PAGE):
+            for name in names:
+                tenant, _, agent = name.partition(".")
+                yield TenantId(tenant), AgentId(agent)
+            after = names[-1]
+
     def idempotent(self, tenant: TenantId, key_digest: str) -> tuple[str, AgentId] | None:
         """Return fingerprint and agent of the registration that was made under a key, or None."""
         node = self._coordination.get(_key_path(tenant, key_digest)) if key_digest else None
@@ -131,6 +141,8 @@ class Registry:
             ops.append(Create(_key_path(tenant, record.idempotency), value))
         if record.generation:
             ops.append(Delete(_retired_path(tenant, agent)))
+        if record.spec.min_replicas:
+            ops.append(Create(_kept_path(record), b"{}"))
         self.transact(ops)
 
     def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
@@ -164,6 +176,8 @@ class Registry:
             ops.append(Delete(_live_path(record)))
         if record.idempotency:
             ops.append(Delete(_key_path(tenant, record.idempotency)))
+        if record.spec.min_replicas:
+            ops.append(Delete(_kept_path(record)))
         if record.generation:
             ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
         return ops
@@ -210,3 +224,7 @@ def _retired_path(tenant: TenantId, agent: AgentId) -> str:
 
 def _live_path(record: AgentRecord) -> str:
     return f"/live/{record.tenant}.{record.spec.agent_id}"
+
+
+def _kept_path(record: AgentRecord) -> str:
+    return f"/kept/{record.tenant}.{record.spec.agent_id}"

@@ -25,6 +25,7 @@ from langgraph.graph.state import CompiledStateGraph
 
 from cluster.agents.call import CURRENT_METER, Call, CallMeter
 from cluster.agents.checkpointer import CheckpointStore
+from cluster.agents.conversation_locks import ConversationLocks
 from cluster.agents.governed_model import CURRENT_OPTIONS, CallOptions, GovernedModel
 from cluster.agents.middleware import GovernanceMiddleware, OnRefusal
 from cluster.agents.model_failure import out_of_memory, redact
@@ -49,6 +50,7 @@ class Brain:
         max_iterations: int,
         model_name: str,
         checkpointer: CheckpointStore | None = None,
+        locks: ConversationLocks | None = None,
         on_refusal: OnRefusal | None = None,
     ) -> None:
         _keep_tracing_here()
@@ -61,7 +63,7 @@ class Brain:
         self._plain = self._compile(None)
         self._threaded: Graph | None = None
         self._threaded_lock = asyncio.Lock()
-        self._turns = Turns()
+        self._turns = Turns(locks=locks)
         fields = type(model).model_fields
         self._max_tokens_key = (
             "max_output_tokens" if "max_output_tokens" in fields and "max_tokens" not in fields else "max_tokens"
@@ -123,6 +125,7 @@ class Brain:
 
     async def close(self) -> None:
         """Close the checkpointer; calls that still run fail."""
+        self._turns.close()
         if self._checkpointer is not None:
             await self._checkpointer.close()
 
@@ -159,7 +162,8 @@ class Brain:
     async def _open_threaded(self, store: CheckpointStore) -> Graph:
         async with self._threaded_lock:
             if self._threaded is None:
-                self._threaded = self._compile(await store.saver())
+                async with self._turns.opening():
+                    self._threaded = self._compile(await store.saver())
             return self._threaded
 
     async def _turn(self, graph: Graph, call: Call, config: RunnableConfig | None) -> str:

@@ -49,13 +49,22 @@ class AgentRecord:
         """What was registered, in short: the first 12 characters of the spec's digest."""
         return self.spec.digest[:12]
 
+    @property
+    def state_of_next(self) -> AgentState:
+        """What its next generation is: passive while fewer may have a process than its spec allows, else what the agent is."""
+        more = self.state is not AgentState.REVOKED and len(self.lives) < self.spec.max_replicas
+        return AgentState.PASSIVE if more else self.state
+
     def life(self, generation: int) -> Life | None:
         """Return a generation of which a process may exist, or None."""
         return next((life for life in self.lives if life.generation == generation), None)
 
     def woken(self, process: str) -> AgentRecord:
-        """Return the record with a next generation, which `process` is to hold; raises IllegalTransitionError."""
-        step(self.state, AgentEvent.WAKE, agent=self._name, history=self.history)
+        """Return the record with a next generation, which `process` is to hold.
+
+        Raises IllegalTransitionError when as many may have a process as its spec allows at once.
+        """
+        step(self.state_of_next, AgentEvent.WAKE, agent=self._name, history=self.history)
         life = Life(self.generation + 1, process, AgentState.STARTING)
         return replace(self._with(AgentEvent.WAKE, (*self.lives, life)), generation=life.generation)
 
@@ -163,7 +172,10 @@ class AgentRecord:
                 "cpu": format_cpu(spec.resources.cpu_milli),
                 "memory": format_memory(spec.resources.memory_bytes),
             },
-            "replicas": spec.replicas,
+            "replicas": spec.max_replicas,
+            "max_replicas": spec.max_replicas,
+            "min_replicas": spec.min_replicas,
+            "target_queue": spec.target_queue,
             "network_access": list(spec.network_access),
             "data_access_level": spec.data_access_level,
             "compliance": list(spec.compliance),

@@ -19,12 +19,22 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 
 from cluster.admission.strict_json import parse_strict_json
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
-from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, AgentSpec, Resources, SpecDefaults
+from cluster.agents.spec import (
+    MAX_ITERATIONS,
+    MAX_REPLICAS,
+    MAX_TARGET_QUEUE,
+    TARGET_QUEUE,
+    AgentSpec,
+    Resources,
+    SpecDefaults,
+)
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import AgentId
 
@@ -88,7 +98,37 @@ class RegistrationRequest(_Body):
     # The system prompt.
     instructions: _Instructions = ""
     labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32)
-    replicas: int = Field(1, ge=1, le=MAX_REPLICAS)
+    replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
+    max_replicas: int = Field(
+        0,
+        ge=1,
+        le=MAX_REPLICAS,
+        description="Processes that may answer for the agent at once. All of them count in the quota. Left out: `replicas`.",
+    )
+    min_replicas: int = Field(
+        0, ge=0, le=MAX_REPLICAS, description="Processes that answer also while nobody calls; 0 lets the agent give up its last."
+    )
+    target_queue: int = Field(
+        TARGET_QUEUE,
+        ge=1,
+        le=MAX_TARGET_QUEUE,
+        description="Calls under way for each process above which one more is started, up to `max_replicas`.",
+    )
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_fewer_than_replicas(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("replicas", 1):
+            raise ValueError("must not be less than replicas; leave one of the two out")
+        return value
+
+    @field_validator("min_replicas")
+    @classmethod
+    def _not_more_than_the_most(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_replicas", MAX_REPLICAS) or info.data.get("replicas", MAX_REPLICAS)
+        if value > most:
+            raise ValueError(f"must not be more than max_replicas, which is {most}")
+        return value
 
     def to_spec(self, defaults: SpecDefaults) -> AgentSpec:
         """Return the spec, with every field that was left open taken from the tenant's `defaults`."""
@@ -107,7 +147,9 @@ class RegistrationRequest(_Body):
             data_access_level=policy.data_access_level or defaults.data_access_level,
             compliance=_sorted_unique(compliance) if "compliance_requirements" in self.model_fields_set else defaults.compliance,
             max_iterations=policy.max_iterations or defaults.max_iterations,
-            replicas=self.replicas,
+            max_replicas=self.max_replicas or self.replicas,
+            min_replicas=self.min_replicas,
+            target_queue=self.target_queue,
             labels=tuple(sorted(self.labels.items())),
         )
 

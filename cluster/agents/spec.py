@@ -14,6 +14,8 @@ from cluster.identity.ids import AgentId
 
 MAX_ITERATIONS: Final = 100
 MAX_REPLICAS: Final = 64
+MAX_TARGET_QUEUE: Final = 1024
+TARGET_QUEUE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,18 @@ class AgentSpec:
     compliance: tuple[str, ...]
     # Model iterations in one call, 1 to 100.
     max_iterations: int
-    replicas: int
+    # How many processes may answer for it at once.
+    max_replicas: int
     labels: tuple[tuple[str, str], ...] = ()
+    # How many do so also while nobody calls.
+    min_replicas: int = 0
+    # Calls for each replica above which there is to be one more.
+    target_queue: int = TARGET_QUEUE
 
     @property
     def reserved(self) -> Resources:
-        """What all replicas together count in the tenant's quota."""
-        return self.resources.times(self.replicas)
+        """What all replicas together count in the tenant's quota: what may exist is admitted."""
+        return self.resources.times(self.max_replicas)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, the same for the same spec; `from_json` reads them."""
@@ -86,7 +93,9 @@ class AgentSpec:
             "data_access_level": self.data_access_level,
             "compliance": list(self.compliance),
             "max_iterations": self.max_iterations,
-            "replicas": self.replicas,
+            "max_replicas": self.max_replicas,
+            "min_replicas": self.min_replicas,
+            "target_queue": self.target_queue,
             "labels": dict(self.labels),
         }
 
@@ -107,7 +116,10 @@ class AgentSpec:
                 data_access_level=value["data_access_level"],
                 compliance=tuple(value["compliance"]),
                 max_iterations=value["max_iterations"],
-                replicas=value["replicas"],
+                # Of before an agent could have several.
+                max_replicas=value["max_replicas"] if "max_replicas" in value else value["replicas"],
+                min_replicas=value.get("min_replicas", 0),
+                target_queue=value.get("target_queue", TARGET_QUEUE),
                 labels=tuple(sorted(value["labels"].items())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:

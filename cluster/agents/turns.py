@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
+from cluster.agents.conversation_locks import ConversationLocks
 from cluster.errors import OverloadedError
 
 MAX_WAITING_TURNS = 16
+# No conversation has this name: clients can't say NUL.
+_OPENING = "\0opening"
 
 
 class Turns:
     """The queue of each conversation that has a turn running or waiting; nothing is kept of the others."""
 
-    def __init__(self, max_waiting: int = MAX_WAITING_TURNS) -> None:
+    def __init__(self, max_waiting: int = MAX_WAITING_TURNS, locks: ConversationLocks | None = None) -> None:
+        """Give `locks` when other processes answer for the same agent."""
         self._max_waiting = max_waiting
+        self._locks = locks
         # asyncio.Lock wakes its waiters in order of arrival; the count is of the turn that runs and those that wait.
         self._threads: dict[str, tuple[asyncio.Lock, int]] = {}
 
@@ -37,7 +42,7 @@ class Turns:
             )
         self._threads[thread_id] = (lock, count + 1)
         try:
-            async with lock:
+            async with lock, self._against_others(thread_id):
                 yield
         finally:
             lock, count = self._threads[thread_id]
@@ -45,3 +50,15 @@ class Turns:
                 del self._threads[thread_id]
             else:
                 self._threads[thread_id] = (lock, count - 1)
+
+    def opening(self) -> AbstractAsyncContextManager[None]:
+        """Wait until no other process opens the agent's conversations, which it does once."""
+        return self._against_others(_OPENING)
+
+    def close(self) -> None:
+        """Let go of what other processes could wait for."""
+        if self._locks is not None:
+            self._locks.close()
+
+    def _against_others(self, thread_id: str) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._locks is None else self._locks.held(thread_id)

@@ -1,10 +1,12 @@
-"""More agents than there is room for: processes go from one to the other, and nothing of an agent goes with them."""
+"""Several processes for one agent, and several agents for one process: calls find their way, and none is lost or told twice."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -30,6 +32,44 @@ def say(cluster: RunningCluster, agent: str, text: str) -> Any:
 
 def pids(cluster: RunningCluster) -> set[int]:
     return {p.pid for p in cluster.processes("AgentActor")}
+
+
+def test_replicas_follow_the_load_and_conversations_keep_their_order(crowd: RunningCluster) -> None:
+    """A crowd gets more replicas and gives them back; each call is answered and counted once, each turn sees all before it.
+
+    Controls: cluster/agents/scaling.py desired_replicas, actors/directory.py choose, actors/agent_processes.py
+    AgentProcesses.retire (a replica that goes ends its calls first).
+    """
+    assert crowd.register("many", max_replicas=3, target_queue=2, cpu="500m").status_code == 201
+    stop = threading.Event()
+    seen: dict[str, list[int]] = {f"c{n}": [] for n in range(6)}
+    calls: list[str] = []
+
+    def converse(conversation: str) -> None:
+        while not stop.is_set():
+            script = json.dumps({"script": [{"sleep_s": 0.2}, {"say": "ok"}]})
+            answer = crowd.ask("many", script, metadata={"conversation_id": conversation})
+            assert answer.status_code == 200, answer.text
+            seen[conversation].append(answer.json()["usage"]["prompt_tokens"])
+            calls.append(answer.json()["id"].removeprefix("chatcmpl-"))
+
+    def replicas() -> int:
+        return sum(a["agent_id"] == "many" for a in crowd.http.get("/api/v1/status").json()["live"])
+
+    with ThreadPoolExecutor(len(seen)) as pool:
+        clients = [pool.submit(converse, name) for name in seen]
+        try:
+            eventually(replicas, lambda n: n >= 2)
+        finally:
+            stop.set()
+        for client in clients:
+            client.result()
+    eventually(replicas, lambda n: n == 1)
+    assert all(turns == sorted(set(turns)) for turns in seen.values()), seen
+    rows = eventually(lambda: crowd.usage("many"), lambda rows: len(rows) >= len(calls))
+    assert Counter(r["invocation_id"] for r in rows if r["kind"] == "final") == Counter(calls)
+    assert len(rows) == len(calls)
+    assert crowd.http.delete("/api/v1/agents/many").status_code == 200
 
 
 def test_agents_share_processes_and_keep_their_conversations(crowd: RunningCluster) -> None:

@@ -32,7 +32,7 @@ from cluster.telemetry.metrics import Metrics
 from tests.gates import open_gate
 
 TENANT, AGENT = TenantId("default"), AgentId("planner")
-IDLE, NEXT = AgentId("idle"), AgentId("next")
+IDLE, NEXT, PAIR = AgentId("idle"), AgentId("next"), AgentId("pair")
 OWNER = Principal(TENANT, ProjectId("default"), "key:test", frozenset(Scope))
 
 
@@ -177,12 +177,12 @@ async def test_without_room_an_idle_agents_process_becomes_the_one_that_is_calle
 ) -> None:
     """No process is started and none is killed; the idle one is passive, and is woken the same way when it is called."""
     (handle,) = ray.actors.values()
-    found = await crowded.resolve(TENANT, NEXT, "key:test", 0)
+    (found,) = await crowded.resolve(TENANT, NEXT, "key:test", 0)
     assert (found.port, found.generation, handle.became, ray.killed) == (2, 1, ["next"], [])
     assert state(registrar, IDLE) == "passive"
     assert [x.key[1] for x in crowded.live] == ["next"]
     handle.status = SimpleNamespace(remote=answers(NEXT, 1))
-    assert (await crowded.resolve(TENANT, IDLE, "key:test", 0)).generation == 2
+    assert (await crowded.resolve(TENANT, IDLE, "key:test", 0))[0].generation == 2
     assert handle.became == ["next", "idle"]
 
 
@@ -231,13 +231,52 @@ async def test_a_governor_that_died_between_two_agents_leaves_a_process_that_is_
         registrar.begin_start(TENANT, AGENT)
 
 
+async def test_every_replica_is_found_and_one_that_is_retired_ends_its_calls_first(
+    settings: Settings, registrar: Registrar, ray: Ray
+) -> None:
+    """Each has a ticket of its own. A governor that dies meanwhile leaves it to the next one to wait for the last calls."""
+    registrar.mark_passive(TENANT, AGENT, 1, "lost")
+    body = {"agent_id": "pair", "capabilities": ["conversation"], "max_replicas": 2}
+    registrar.register(OWNER, parse_registration(body))
+    for generation in (1, 2):
+        registrar.begin_start(TENANT, PAIR)
+        registrar.mark_live(TENANT, PAIR, generation, f"127.0.0.1:{generation}")
+        ray.actors[process(registrar, PAIR)] = Handle(answers(PAIR, generation))
+    found = await processes(settings, registrar)
+    await found.recover()
+    pair = await found.resolve(TENANT, PAIR, "key:test", 0)
+    assert [(r.generation, r.alone) for r in pair] == [(1, False), (2, False)]
+    assert pair[0].session_key != pair[1].session_key
+
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def drained(within_s: float, only_idle: bool) -> bool:
+        waiting.set()
+        await go_on.wait()
+        return True
+
+    second = list(ray.actors.values())[1]
+    second.drain = SimpleNamespace(remote=drained)
+    await found.retire(list(found.live)[1])
+    await asyncio.wait_for(waiting.wait(), 10)
+    assert [r.generation for r in await found.resolve(TENANT, PAIR, "key:test", 0)] == [1]
+    assert [(r.generation, r.state) for r in registrar.live_rows()] == [(1, "live"), (2, "draining")]
+
+    later = await processes(settings, registrar)
+    await later.recover()
+    assert ([x.generation for x in later.live], ray.killed) == ([1], [])
+    go_on.set()
+    await asyncio.gather(*later._retiring.values())
+    assert [(r.generation, r.state) for r in registrar.live_rows()] == [(1, "live")]
+
+
 async def test_an_end_that_the_store_did_not_take_is_recorded_later(
     settings: Settings, registrar: Registrar, ray: Ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A removed agent's quota comes back although the second transaction failed at first."""
     found = await processes(settings, registrar)
     handle, key = Handle(asyncio.Event().wait), (str(TENANT), str(AGENT))
-    found.live.put(AgentProcess(handle, process(registrar), key, "127.0.0.1", 1, 1, Resources(100, 1 << 20)))
+    found.live.put(AgentProcess(handle, process(registrar), key, "127.0.0.1", 1, 1, registrar.get(TENANT, AGENT).spec))
     marked, mark = asyncio.Event(), registrar.mark_passive
     loop = asyncio.get_running_loop()
     failures = [UnavailableError("The store is busy."), StorageError("The disk is full.")]

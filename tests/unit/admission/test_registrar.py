@@ -368,6 +368,40 @@ def test_what_is_not_possible_changes_nothing(governor: Registrar) -> None:
     assert governor.get(DEFAULT, A).state is AgentState.STARTING
 
 
+def test_an_agent_has_as_many_lives_at_once_as_was_admitted(governor: Registrar, tmp_path: Path) -> None:
+    """Each has its own generation, process, journal and state; the quota counts all that may be, and one more is illegal."""
+    governor.register(principal(), request("a", max_replicas=3))
+    assert governor.quota(DEFAULT)["agents"]["used"] == 3
+    assert [governor.begin_start(DEFAULT, A)[1] for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(IllegalTransitionError):
+        governor.begin_start(DEFAULT, A)
+    governor.mark_live(DEFAULT, A, 2, "h:2")
+    governor.mark_live(DEFAULT, A, 1, "h:1")
+    governor.mark_draining(DEFAULT, A, 1)
+    assert [(r.generation, r.state) for r in governor.live_rows()] == [(1, "draining"), (2, "live"), (3, "starting")]
+    assert len({r.process for r in governor.live_rows()}) == 3
+    assert governor.get(DEFAULT, A).state is AgentState.LIVE
+    assert governor.mark_passive(DEFAULT, A, 2, "lost").state is AgentState.STARTING
+    assert governor.begin_start(DEFAULT, A)[1] == 4
+    store = open_store(tmp_path)
+    assert registered_epochs(store, "agent.default.a") == [1, 2, 3, 4]
+    store.close()
+    governor.remove(DEFAULT, A, principal())
+    assert governor.mark_passive(DEFAULT, A, 1, "drained").state is AgentState.REVOKED
+    assert governor.mark_passive(DEFAULT, A, 3, "lost").state is AgentState.REVOKED
+    assert governor.mark_passive(DEFAULT, A, 4, "lost").state is AgentState.ABSENT
+    assert assert_whole(tmp_path, governor) == []
+
+
+def test_agents_that_are_always_to_be_there_are_listed(governor: Registrar) -> None:
+    """So that a governor finds them without reading every agent; a removed one is not listed any more."""
+    for agent, least in (("a", 0), ("b", 1), ("c", 2)):
+        governor.register(principal(), request(agent, min_replicas=least, max_replicas=2))
+    assert governor.kept() == [("default", "b"), ("default", "c")]
+    governor.remove(DEFAULT, AgentId("b"), principal())
+    assert governor.kept() == [("default", "c")]
+
+
 def test_one_of_many_starts_it(governor: Registrar) -> None:
     """Threads that wake the same agent at once start one generation."""
     governor.register(principal(), request("a"))

@@ -100,6 +100,7 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 
 FIELDS = ["agent_id", "capabilities", "security_policy", "compliance_requirements", "model", "instructions", "labels", "replicas"]
+FIELDS += ["max_replicas", "min_replicas", "target_queue"]
 FIELDS += [f"security_policy.{f}" for f in EXAMPLE["security_policy"]] + ["security_policy.max_iterations"]
 FIELDS += ["security_policy.resource_limits.cpu", "security_policy.resource_limits.memory"]
 
@@ -156,6 +157,11 @@ def test_an_odd_quantity_is_refused_and_named(odd: object) -> None:
         ("labels", {"Bad Name": "x"}),
         ("labels", {"a": "b c"}),
         ("replicas", 0),
+        ("max_replicas", 0),
+        ("max_replicas", 65),
+        ("min_replicas", 2),
+        ("target_queue", 0),
+        ("target_queue", 1025),
         ("security_policy.max_iterations", 0),
         ("security_policy.max_iterations", 101),
     ],
@@ -163,6 +169,44 @@ def test_an_odd_quantity_is_refused_and_named(odd: object) -> None:
 def test_a_value_out_of_bounds_is_refused(field: str, value: object) -> None:
     """Every list, text and number has a bound."""
     assert any(name.startswith(field) for name in wrong_fields(changed(field, value)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ({}, 0, 1),
+        ({"replicas": 3}, 0, 3),
+        ({"max_replicas": 3}, 0, 3),
+        ({"min_replicas": 1}, 1, 1),
+        ({"replicas": 2, "max_replicas": 4, "min_replicas": 2}, 2, 4),
+    ],
+)
+def test_replicas_are_counted_by_the_most_that_may_be(asked: dict[str, int], least: int, most: int) -> None:
+    """`replicas` stands for the most where that is left out, and all that may be count in the quota."""
+    spec = parse_registration(EXAMPLE | asked).to_spec(DEFAULTS)
+    assert (spec.min_replicas, spec.max_replicas, spec.target_queue) == (least, most, 8)
+    assert spec.reserved == spec.resources.times(most)
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"max_replicas": 2, "min_replicas": 3}, "min_replicas"),
+        ({"replicas": 2, "min_replicas": 3}, "min_replicas"),
+        ({"replicas": 3, "max_replicas": 2}, "max_replicas"),
+    ],
+)
+def test_bounds_of_replicas_that_contradict_each_other_are_refused(asked: dict[str, int], field: str) -> None:
+    """The field that can't be is named."""
+    assert field in wrong_fields(EXAMPLE | asked)
+
+
+def test_a_stored_spec_of_before_replicas_is_read() -> None:
+    """It says how many there may be, and nothing more."""
+    stored = parse_registration(EXAMPLE).to_spec(DEFAULTS).to_json()
+    for name in ("max_replicas", "min_replicas", "target_queue"):
+        del stored[name]
+    assert AgentSpec.from_json(stored | {"replicas": 1}) == parse_registration(EXAMPLE).to_spec(DEFAULTS)
 
 
 @pytest.mark.parametrize("body", [None, 1, "x", [], b"[]", b"null", b'"x"'], ids=repr)

@@ -38,7 +38,7 @@ class Collaborators:
     def authenticate(self, _: str) -> Principal:
         return Principal(TenantId("acme"), ProjectId("default"), "key:1", frozenset(Scope))
 
-    async def stream(self, *_: object, deadline_s: float) -> Collaborators:
+    async def stream(self, *_: object, deadline_s: float, conversation: str | None = None) -> Collaborators:
         self.waiting.set()
         if self.caller is not None:
             self.caller.cancel()
