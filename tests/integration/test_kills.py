@@ -16,7 +16,7 @@ import pytest
 
 from actors.topology import marked, read_state
 from tests.servers.cluster import RunningCluster, eventually, running_cluster
-from tests.sizes import soak
+from tests.sizes import SOAK, soak
 
 AGENTS = ["victim-a", "victim-b", "victim-c"]
 PARTS = {
@@ -284,6 +284,7 @@ def test_a_killed_head_is_started_again_and_agents_wake_with_their_state(hurt: R
     assert (state.cluster_id, state.http_url) == (hurt.state.cluster_id, hurt.state.http_url)
 
 
+@pytest.mark.skipif(not SOAK, reason="by design: it starts a cluster once more, so `make soak` has it")
 def test_up_after_the_supervisor_was_killed_too(hurt: RunningCluster) -> None:
     """Everything of the cluster is killed, its supervisor first: the next `up` finds agents, conversations and rows.
 
