@@ -31,7 +31,20 @@ class Settings(BaseSettings):
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP way in; the next free one is taken if it is busy.")
     num_cpus: int = Field(0, ge=0, description="CPUs that agents may share on this node; 0 means all of the machine's.")
     memory_bytes: int = Field(0, ge=0, description="Memory that agents may share on this node; 0 means 70 % of the machine's.")
-    gateway_replicas: int = Field(1, ge=1, description="Gateway processes on this node.")
+    gateway_min_replicas: int = Field(
+        1, ge=0, le=32, description="Gateway processes that are always there; with 0 the first call after a lull waits for one."
+    )
+    gateway_max_replicas: int = Field(
+        0, ge=0, le=32, description="Gateway processes at most; 0 means one for every two CPUs, and at least the minimum."
+    )
+    gateway_target_queue: int = Field(
+        128,
+        ge=1,
+        description="Calls under way for which there is one gateway; with more of them, or when it is slow, one is added.",
+    )
+    gateway_down_delay_s: float = Field(
+        30.0, ge=0, description="How long there must be too many gateways before one is taken away."
+    )
     warm_pool: int = Field(2, ge=0, le=64, description="Idle worker processes kept ready for agents that wake.")
     idle_s: float = Field(
         900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
@@ -93,6 +106,11 @@ class Settings(BaseSettings):
     def from_json(cls, text: str) -> Settings:
         """Return the settings that `to_json` wrote; the environment is not read."""
         return cls.model_construct(**dict(_Plain(**json.loads(text))))
+
+    @property
+    def most_gateways(self) -> int:
+        """The gateway processes that there may be at once."""
+        return max(self.gateway_max_replicas or (self.num_cpus or os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
 
     @property
     def run_dir(self) -> Path:

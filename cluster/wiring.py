@@ -210,7 +210,7 @@ def journal_gate(settings: Settings) -> JournalGate:
     return JournalGate(
         settings.journal_dir,
         limit_bytes=settings.journal_limit_bytes,
-        reserve_bytes=settings.disk_reserve_bytes + settings.gateway_replicas * settings.queue_limit * FINAL_BYTES,
+        reserve_bytes=settings.disk_reserve_bytes + settings.most_gateways * settings.queue_limit * FINAL_BYTES,
         clock=SystemClock(),
     )
 

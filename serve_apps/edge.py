@@ -55,7 +55,7 @@ class Edge:
         self._authenticator = authenticator
         self._journal = journal
         # Calls under way in this replica; never above settings.queue_limit.
-        self._calls = 0
+        self.calls = 0
 
     def route(self, handler: Handler, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record."""
@@ -128,17 +128,17 @@ class Edge:
         record no more.
         """
         self.gate.check()
-        if self._calls >= self.settings.queue_limit:
+        if self.calls >= self.settings.queue_limit:
             raise OverloadedError(
-                f"This gateway holds {self._calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+                f"This gateway holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
             )
-        self._calls += 1
-        self.metrics.queue_depth(self._calls)
+        self.calls += 1
+        self.metrics.queue_depth(self.calls)
 
     def leave_call(self) -> None:
         """Give the place back."""
-        self._calls -= 1
-        self.metrics.queue_depth(self._calls)
+        self.calls -= 1
+        self.metrics.queue_depth(self.calls)
 
     async def until_disconnect(self, request: Request, work: Awaitable[Any]) -> Any:
         """Return what `work` returns, or cancel it when the client goes away."""

@@ -15,6 +15,8 @@ from cluster.clock import SystemClock
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
+from serve_apps import autoscaling
+from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
 
 NAME = "gateway"
 
@@ -69,8 +71,13 @@ class Gateway:
             metrics=metrics,
             clock=SystemClock(),
         )
+        self._wait = LoopWait()
         _SWITCH.app = create_app(self._edge)
         settle(collect=True)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
+        return {CALLS: float(self._edge.calls), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)
@@ -80,13 +87,15 @@ class Gateway:
 
 def deployment(settings: Settings) -> Any:
     """Return the application that `serve.run` deploys."""
+    scaling = autoscaling.config(settings)
     # Decorated here and not above: a decorated class travels by value, and its copy of the switch would not be ours.
     deployed = serve.deployment(
         name=NAME,
-        num_replicas=settings.gateway_replicas,
+        **({"autoscaling_config": scaling} if scaling else {"num_replicas": settings.most_gateways}),
         # Above our own bound, or calls would queue where we neither see nor refuse them.
         max_ongoing_requests=settings.queue_limit * 2 + 64,
-        graceful_shutdown_timeout_s=10,
+        # One that is taken away ends the calls that it holds first.
+        graceful_shutdown_timeout_s=settings.call_timeout_s + 5,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress(_application)(Gateway))
