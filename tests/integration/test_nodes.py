@@ -170,7 +170,7 @@ class Load:
     def await_answers(self) -> None:
         """Wait until each victim has answered again."""
         before = self.by_agent.copy()
-        eventually(lambda: [a for a in VICTIMS if self.by_agent[a] < before[a] + 5], lambda behind: not behind, within_s=60)
+        eventually(lambda: [a for a in VICTIMS if self.by_agent[a] < before[a] + 5], lambda behind: not behind, within_s=150)
 
     def __enter__(self) -> Load:
         for thread in self._threads:
