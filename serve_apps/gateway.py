@@ -9,12 +9,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.directory import Directory, Governance
 from actors.heap import settle
+from actors.ray_actors import HEAD_RESOURCE
 from actors.ray_internals import bind_replica_server_to
 from cluster import wiring
 from cluster.clock import SystemClock
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
 
@@ -61,6 +63,7 @@ class Gateway:
         configure_logging("gateway", level=settings.log_level, directory=settings.log_dir)
         governance = Governance()
         metrics = Metrics.of_process(settings.metrics_dir, "gateway")
+        configure_tracing("gateway", settings, metrics.spans_dropped)
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),
@@ -97,6 +100,7 @@ def deployment(settings: Settings) -> Any:
         # One that is taken away ends the calls that it holds first.
         graceful_shutdown_timeout_s=settings.call_timeout_s + 5,
         health_check_period_s=5,
-        ray_actor_options={"num_cpus": 0},
+        # With the way in, which is on the head: a replica elsewhere would only add a hop, and its ports are that node's.
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: 0.001}},
     )(serve.ingress(_application)(Gateway))
     return deployed.bind(settings.to_json())

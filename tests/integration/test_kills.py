@@ -16,7 +16,7 @@ import pytest
 
 from actors.topology import marked, read_state
 from tests.servers.cluster import RunningCluster, eventually, running_cluster
-from tests.sizes import soak
+from tests.sizes import SOAK, soak
 
 AGENTS = ["victim-a", "victim-b", "victim-c"]
 PARTS = {
@@ -117,6 +117,7 @@ def assert_counted_once(cluster: RunningCluster, load: Load) -> None:
     assert {i: n for i, n in counted.items() if n > 1} == {}
     print(load.refused)
     assert not set(load.refused) - REFUSALS, load.refused
+    assert cluster.audit(action="reconciler:actor:kill") == [], "one of the platform's own was taken for a stray"
 
 
 def test_kill_every_part_under_load(hurt: RunningCluster) -> None:
@@ -283,6 +284,7 @@ def test_a_killed_head_is_started_again_and_agents_wake_with_their_state(hurt: R
     assert (state.cluster_id, state.http_url) == (hurt.state.cluster_id, hurt.state.http_url)
 
 
+@pytest.mark.skipif(not SOAK, reason="by design: it starts a cluster once more, so `make soak` has it")
 def test_up_after_the_supervisor_was_killed_too(hurt: RunningCluster) -> None:
     """Everything of the cluster is killed, its supervisor first: the next `up` finds agents, conversations and rows.
 

@@ -30,11 +30,15 @@ class Stray:
 
 stray = ray.remote(num_cpus=0)(Stray)
 detached = {"lifetime": "detached", "max_restarts": -1}
-began = time.monotonic()
-first = stray.remote()
-pid = ray.get(first.pid.remote())
-made = [
-    first,
+made, pid = [], 0
+while not pid:
+    began = time.monotonic()
+    made.append(stray.remote())
+    try:
+        pid = ray.get(made[-1].pid.remote())
+    except ray.exceptions.ActorDiedError:
+        pass  # it was found before a busy machine had begun it
+made += [
     stray.options(name="mine").remote(),
     stray.options(name="mine", namespace="elsewhere", **detached).remote(),
     stray.options(name="agent:default:01a205d0-0c96-7d59-b296-17f4e53fa9e4", namespace="sovereign", **detached).remote(),
