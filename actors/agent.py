@@ -20,6 +20,7 @@ from cluster.clock import SystemClock
 from cluster.errors import IllegalTransitionError
 from cluster.identity.grants import GrantVerifier
 from cluster.journal.writer import JournalWriter
+from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
 
@@ -140,13 +141,13 @@ class LiveAgent:
 
         settings, spec = order.settings, order.record.spec
         configure_logging("agent", level=settings.log_level, directory=settings.log_dir)
+        metrics = Metrics.of_process(settings.metrics_dir, "agent")
+        tracing.configure_tracing("agent", settings, metrics.spans_dropped)
         clock = SystemClock()
         journal = JournalWriter(
             settings.journal_dir, order.writer_id, order.generation, clock=clock, sync_ms=settings.journal_sync_ms
         )
-        books = AgentBooks(
-            order, journal, Metrics.of_process(settings.metrics_dir, "agent"), clock, wiring.journal_gate(settings)
-        )
+        books = AgentBooks(order, journal, metrics, clock, wiring.journal_gate(settings))
 
         def end_over_limit(held: int, allowed: int) -> None:
             books.over_limit(f"held {held} bytes of {allowed} allowed")

@@ -253,7 +253,7 @@ class CallBooks:
         books.metrics.stage(Stage.AGENT_RUN, used.latency_us)
         if used.tool_calls:
             books.metrics.stage(Stage.TOOL, meter.tools_us)
-        books.metrics.call(books.order.tenant, outcome.value, used.latency_us)
+        books.metrics.call(books.order.tenant, outcome.value, used.latency_us, order.recorded_trace)
 
 
 def _unheard(event: UsageEvent) -> UsageEvent:

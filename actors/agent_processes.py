@@ -44,6 +44,7 @@ from cluster.identity.ids import AgentId, TenantId
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import bind
 from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.tracing import span
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -223,7 +224,7 @@ class AgentProcesses:
         return live
 
     async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
-        with bind(tenant=tenant, agent=agent):
+        with bind(tenant=tenant, agent=agent), span("start_agent", attributes={"gen_ai.agent.id": str(agent)}):
             record, generation = await self._begin(key, tenant, agent)
             order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:

@@ -10,6 +10,7 @@ from actors.agent_books import AgentBooks, CallBooks, outcome_of
 from actors.channel import IncomingCall
 from actors.wire import CallAnswer, CallOrder
 from cluster.journal.usage_event import Outcome
+from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import bind
 
 if TYPE_CHECKING:
@@ -33,14 +34,27 @@ class CallHandler:
         started = self._books.order
         entry = CallBooks(self._books, order)
         entry.admit()
-        with bind(
-            request_id=order.request_id, tenant=started.tenant, agent=str(started.record.spec.agent_id), trace_id=order.trace_id
+        spec, parent = started.record.spec, order.traceparent
+        attributes: dict[str, tracing.Value] = {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.id": str(spec.agent_id),
+            "gen_ai.agent.version": started.record.version,
+            "gen_ai.request.model": spec.model,
+            "sovereign.tenant": started.tenant,
+            "sovereign.invocation_id": order.invocation_id,
+            "sovereign.generation": started.generation,
+        }
+        with (
+            bind(request_id=order.request_id, tenant=started.tenant, agent=str(spec.agent_id), trace_id=order.trace_id),
+            tracing.span(f"invoke_agent {spec.agent_id}", kind="server", parent=parent, attributes=attributes) as traced,
         ):
             try:
                 answer = await self._result(entry, incoming)
             except BaseException as error:
                 entry.settle(outcome_of(error, incoming.why))
                 raise
+            used = entry.used()
+            traced.set({"gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens})
         entry.settle(Outcome.OK)
         return answer
 

@@ -32,6 +32,7 @@ from cluster.errors import (
 from cluster.identity.grants import SessionGrant
 from cluster.identity.principal import Principal
 from cluster.telemetry.metrics import Metrics, Stage
+from cluster.telemetry.tracing import span, traceparent
 
 # How often a call that was refused before it began is taken to the directory again.
 ATTEMPTS = 4
@@ -98,7 +99,8 @@ class Governance:
             try:
                 if self._handle is None:
                     self._handle = await asyncio.to_thread(find, NAME)
-                remote = getattr(self._handle, method).remote(*arguments)
+                under = {"trace": trace} if (trace := traceparent()) else {}
+                remote = getattr(self._handle, method).remote(*arguments, **under)
                 document = json.loads(await asyncio.wait_for(remote, max(0.1, deadline - time.monotonic())))
                 break
             except (RayError, ValueError, TimeoutError) as e:
@@ -223,7 +225,8 @@ class Directory:
         """Ask governance, and open the connections; a dead one is told to governance, which wakes the agent anew."""
         began_ns = time.monotonic_ns()
         for _ in range(ATTEMPTS):
-            answer = await self._governance.call("resolve", principal.to_json(), key[1], gone)
+            with span("resolve_agent", kind="client", attributes={"gen_ai.agent.id": key[1]}):
+                answer = await self._governance.call("resolve", principal.to_json(), key[1], gone)
             found = [Resolved.from_json(replica) for replica in answer["replicas"]]
             roads = await asyncio.gather(*(self._client(r.host, r.port) for r in found), return_exceptions=True)
             links = [

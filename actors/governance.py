@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,7 @@ from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
 from cluster.settings import Settings
+from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
 
@@ -42,9 +44,12 @@ THREADS = 8
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[bytes]]:
     """Turn a coroutine's value or SovereignError into the JSON bytes that cross to the caller."""
 
-    async def wrapped(self: GovernanceActor, *args: Any, **kwargs: Any) -> bytes:
+    async def wrapped(self: GovernanceActor, *args: Any, trace: str = "", **kwargs: Any) -> bytes:
+        # What nobody traces (it asks every second whether all is well, say) begins no trace of its own.
+        traced = tracing.span(f"governance {method.__name__}", kind="server", parent=trace) if trace else nullcontext()
         try:
-            return json.dumps({"ok": await method(self, *args, **kwargs)}).encode()
+            with traced:
+                return json.dumps({"ok": await method(self, *args, **kwargs)}).encode()
         except SovereignError as e:
             return json.dumps({"problem": e.to_problem()}).encode()
         except Exception:
@@ -66,6 +71,7 @@ class GovernanceActor:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="governance")
         self._registering = ThreadPoolExecutor(THREADS, thread_name_prefix="registering")
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "governance")
+        tracing.configure_tracing("governance", self._settings, self._metrics.spans_dropped)
         self._gate = open_gate(self._settings)
         self._ready: asyncio.Task[None] | None = None
         self._registrar: Registrar
@@ -92,7 +98,7 @@ class GovernanceActor:
         request = parse_registration(body)
         self._gate.check()
         register = partial(self._registrar.register, who, request, request_id=request_id, idempotency_key=idempotency_key)
-        registration = await asyncio.get_running_loop().run_in_executor(self._registering, register)
+        registration = await asyncio.get_running_loop().run_in_executor(self._registering, tracing.in_this_trace(register))
         record = registration.record
         self._processes.replicas.keep((str(record.tenant), str(record.spec.agent_id)), record.spec)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
@@ -171,6 +177,7 @@ class GovernanceActor:
         drained = await self._processes.end_all()
         self._registrar.close()
         self._metrics.flush()
+        await self._run(tracing.flush)
         return {"drained": drained}
 
     async def _recover(self) -> None:
@@ -192,7 +199,7 @@ class GovernanceActor:
         return record.to_public() | {"enforcement": live[-1].enforcement if live else None}
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, tracing.in_this_trace(function))
 
 
 def open_registrar(settings: Settings) -> Registrar:

@@ -22,6 +22,7 @@ from cluster.journal.backlog import Backlog
 from cluster.lake.backoff import Backoff
 from cluster.lake.condition import ShippingCondition
 from cluster.settings import Settings
+from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics, render
 
@@ -37,6 +38,7 @@ class ShipperActor:
         self._settings = Settings.from_json(settings)
         configure_logging("shipper", level=self._settings.log_level, directory=self._settings.log_dir)
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
+        tracing.configure_tracing("shipper", self._settings, self._metrics.spans_dropped)
         self._shipper = wiring.build_shipper(self._settings, wiring.node_name(self._settings))
         self._step = threading.Lock()
         self._saying = threading.Lock()
@@ -120,9 +122,11 @@ def _serve_metrics(settings: Settings, port: int) -> ThreadingHTTPServer:
 
     class Exporter(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = render(settings.metrics_dir) if self.path == "/metrics" else b""
+            openmetrics = "application/openmetrics-text" in self.headers.get("accept", "")
+            body = render(settings.metrics_dir, openmetrics=openmetrics) if self.path == "/metrics" else b""
+            kind = "application/openmetrics-text; version=1.0.0" if openmetrics else "text/plain; version=0.0.4"
             self.send_response(200 if body else 404)
-            self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("content-type", f"{kind}; charset=utf-8")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -1,6 +1,6 @@
 """What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
 
-call    {"v": 1, "invocation_id", "request_id", "trace_id", "project_id", "parent_invocation_id", "reservation_id",
+call    {"v": 1, "invocation_id", "request_id", "trace_id", "traceparent", "project_id", "parent_invocation_id", "reservation_id",
          "queue_us", "messages", "thread_id", "max_output_tokens", "temperature"}
 chunk   the next piece of the answer's text, UTF-8
 result  {"v": 1, "text", "finish_reason", "model", "usage": {…}}; the text is empty when it was streamed
@@ -27,6 +27,8 @@ class CallOrder:
     messages: list[dict[str, Any]]
     request_id: str = ""
     trace_id: str = ""
+    # Under which span the agent's work goes on; empty without tracing.
+    traceparent: str = ""
     project_id: str = "default"
     parent_invocation_id: str = ""
     reservation_id: str = ""
@@ -35,6 +37,11 @@ class CallOrder:
     thread_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+
+    @property
+    def recorded_trace(self) -> str:
+        """The trace that has this call; empty when none does."""
+        return self.trace_id if self.traceparent[-1:] in _RECORDED else ""
 
     def to_bytes(self) -> bytes:
         """Return the frame's payload."""
@@ -54,6 +61,8 @@ class CallOrder:
             raise InvalidRequestError("The call's payload has unknown or missing fields.") from None
 
 
+# The last digit of a traceparent whose flags, of which it is the first, say that it is recorded.
+_RECORDED = frozenset("13579bdf")
 _ORDER_FIELDS = tuple(CallOrder.__dataclass_fields__)
 
 

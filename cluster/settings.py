@@ -84,6 +84,16 @@ class Settings(BaseSettings):
     local_model_url: str = Field(
         "", description="OpenAI-compatible endpoint behind `local:` models; set by itself when `local_model` is on."
     )
+    otlp_endpoint: str = Field(
+        "",
+        description="OpenTelemetry collector that takes traces over HTTP, such as `http://127.0.0.1:4318`; empty means no tracing.",
+    )
+    trace_ratio: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced, of those whose client does not say so itself by `traceparent`.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line that is written.")
 
     @classmethod

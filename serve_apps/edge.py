@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -22,7 +23,9 @@ from cluster.journal.fact import Fact, Stream
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
+from cluster.telemetry import tracing
 from cluster.telemetry.metrics import Metrics
+from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
 from serve_apps.problems import problem_response
 
@@ -57,13 +60,33 @@ class Edge:
         # Calls under way in this replica; never above settings.queue_limit.
         self.calls = 0
 
-    def route(self, handler: Handler, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
-        """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record."""
+    def route(self, handler: Handler, name: str, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
+        """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record.
+
+        `name` is the route's method and path, which its spans have.
+        """
+        method, _, path = name.partition(" ")
+        attributes = {"http.request.method": method, "http.route": path}
 
         async def endpoint(request: Request) -> Response:
             exchange = Exchange(request_id="", trace_id="", authorization="")
             try:
                 exchange = Exchange.of(request)
+            except SovereignError as error:
+                return self.refuse(error, exchange, request.url.path, openai=openai)
+            with ExitStack() as traced:
+                span = traced.enter_context(tracing.span(name, kind="server", parent=exchange.traceparent, attributes=attributes))
+                exchange.trace_id = exchange.trace_id or span.trace_id
+                response = await answer(request, exchange)
+                span.set({"http.response.status_code": response.status_code})
+                if response.status_code >= 500:
+                    span.failed(str(response.status_code))
+                if isinstance(response, EventStream):  # not over yet
+                    response.keep(traced.pop_all())
+                return response
+
+        async def answer(request: Request, exchange: Exchange) -> Response:
+            try:
                 response = await handler(request, exchange)
             except SovereignError as error:
                 return self.refuse(error, exchange, request.url.path, openai=openai)
@@ -161,6 +184,7 @@ class Edge:
     def close(self) -> None:
         """Close the journal."""
         self.metrics.flush()
+        tracing.flush()
         self._journal.close()
 
 

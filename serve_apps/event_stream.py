@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import ExitStack
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -29,6 +30,11 @@ class EventStream(StreamingResponse):
         self._events = events
         self._ends_at = deadline_at + GRACE_S
         self._on_end = on_end
+        self._kept = ExitStack()
+
+    def keep(self, kept: ExitStack) -> None:
+        """Close `kept` when the stream has ended."""
+        self._kept = kept
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events, as ASGI has it."""
@@ -42,5 +48,6 @@ class EventStream(StreamingResponse):
             log.warning("a client did not read its stream by the call's deadline; it was cut off")
         finally:
             # What is held back in the middle of a sending is closed by nobody else.
-            await self._events.aclose()
-            await self._on_end()
+            with self._kept:
+                await self._events.aclose()
+                await self._on_end()

@@ -27,6 +27,8 @@ class Exchange:
     request_id: str
     trace_id: str
     authorization: str
+    # What the client sent as its `traceparent`, if it is one.
+    traceparent: str = ""
     # What X-Deadline-S said, as text.
     asked_deadline: str = ""
     # From the monotonic clock, in nanoseconds: durations only.
@@ -50,6 +52,7 @@ class Exchange:
         return cls(
             request_id=asked if _REQUEST_ID.fullmatch(asked) else uuid7(),
             trace_id=trace.group(1) if trace else "",
+            traceparent=trace.group(0) if trace else "",
             authorization=headers.get(b"authorization", b"").decode("latin-1"),
             asked_deadline=headers.get(b"x-deadline-s", b"").decode("latin-1"),
         )

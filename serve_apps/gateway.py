@@ -15,6 +15,7 @@ from cluster.clock import SystemClock
 from cluster.settings import Settings
 from cluster.telemetry.ecs_log import configure_logging
 from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
 
@@ -61,6 +62,7 @@ class Gateway:
         configure_logging("gateway", level=settings.log_level, directory=settings.log_dir)
         governance = Governance()
         metrics = Metrics.of_process(settings.metrics_dir, "gateway")
+        configure_tracing("gateway", settings, metrics.spans_dropped)
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),

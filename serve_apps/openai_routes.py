@@ -18,6 +18,7 @@ from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.telemetry.metrics import Stage
+from cluster.telemetry.tracing import traceparent
 from serve_apps.chat import ChatRequest, chunk, completion, event
 from serve_apps.edge import Edge, now_s
 from serve_apps.event_stream import EventStream
@@ -44,6 +45,7 @@ class OpenAIRoutes:
             messages=[m.plain() for m in chat.messages],
             request_id=exchange.request_id,
             trace_id=exchange.trace_id,
+            traceparent=traceparent(),
             project_id=str(principal.project),
             queue_us=exchange.elapsed_us,
             thread_id=chat.metadata.conversation_id if chat.metadata else None,

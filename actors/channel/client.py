@@ -22,6 +22,7 @@ from cluster.errors import (
     OverloadedError,
     PayloadTooLargeError,
     SovereignError,
+    StaleGenerationError,
     UnavailableError,
 )
 from cluster.identity.grants import SessionGrant
@@ -99,7 +100,7 @@ class ChannelClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone; every later call raises AgentLostError."""
+        """Whether the connection is gone; a later call raises AgentLostError, or StaleGenerationError if the agent took leave."""
         return self._connection.closed
 
     @property
@@ -167,6 +168,8 @@ class _ClientConnection(Connection):
         # Calls that are not sent yet because the agent reads too slowly.
         self._held_back = 0
         self._why = ""
+        # Whether the agent said that it goes: it has answered what it began, and begins nothing more.
+        self._farewell = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -181,7 +184,9 @@ class _ClientConnection(Connection):
     def on_frame(self, frame: Frame) -> None:
         type_, _, stream, body = frame
         if stream == 0 and type_ == _ERROR:
-            self.close(error_of(body).detail)
+            error = error_of(body)
+            self._farewell = isinstance(error, StaleGenerationError)
+            self.close(error.detail)
             return
         call = self.calls.get(stream)
         if call is None:
@@ -274,5 +279,7 @@ class _ClientConnection(Connection):
             stream = stream % MAX_STREAM_ID + 1
         return stream
 
-    def _lost_error(self) -> AgentLostError:
+    def _lost_error(self) -> SovereignError:
+        if self._farewell:
+            return StaleGenerationError(self._why, hint="Ask the directory again.")
         return AgentLostError(f"The agent's process ended, or cannot be reached. {self._why}", hint="Ask the directory again.")

@@ -43,6 +43,10 @@ _CALL, _CHUNK, _RESULT, _ERROR, _CANCEL, _CREDIT = (
 )
 
 
+# How long a caller may take to hear that the agent goes, and to close its end.
+GOODBYE_S = 1.0
+
+
 class ChannelServer:
     """Listens for one agent. `handler` answers calls whose grant `verifier` accepts.
 
@@ -108,6 +112,10 @@ class ChannelServer:
             _, deaf = await asyncio.wait(self._tasks, timeout=timeout_s)
             if deaf:
                 log.error("%d calls did not stop when they were cancelled.", len(deaf))
+        # Every call that began here has been answered, so who hears this knows that its others never began.
+        leaving = [c.say_goodbye() for c in self._connections if not c.has_calls]
+        if leaving:
+            await asyncio.wait(leaving, timeout=GOODBYE_S)
         lost = [c.lost for c in self._connections]
         for connection in list(self._connections):
             connection.close("The agent's process ends.")
@@ -183,6 +191,16 @@ class _ServerConnection(Connection):
         for call in list(self._calls.values()):
             call.wake()
             call.stop(why)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a call of this connection has not been answered."""
+        return bool(self._calls)
+
+    def say_goodbye(self) -> asyncio.Future[None]:
+        """Tell the caller that no call will begin here any more; the future is done when it has closed its end."""
+        self.send(_ERROR, 0, problem_bytes(StaleGenerationError("The agent's process ends.", hint="Ask the directory again.")))
+        return self.lost
 
     def check_size(self, body: bytes, what: str) -> None:
         """Raise PayloadTooLargeError when `body` is more than the caller takes in one frame."""

@@ -18,6 +18,7 @@ from cluster.agents.spec import AgentSpec
 from cluster.errors import FieldError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
+from cluster.telemetry.tracing import span
 
 # A bundle that lost one of these allows nothing: a check that is not made has not passed.
 _TERMS: Final = frozenset(
@@ -103,7 +104,8 @@ class Decision:
 def decide(engine: PolicyEngine, request: AdmissionRequest) -> Decision:
     """Return the decision. An engine that fails, lacks a check, or says yes beside a failed one, has said no."""
     try:
-        answer = engine.evaluate(request.entrypoint.rule, request.input_json.decode())
+        with span("decide", attributes={"sovereign.policy.rule": request.entrypoint.rule}):
+            answer = engine.evaluate(request.entrypoint.rule, request.input_json.decode())
         allow, failed, obligations, tools = _read(answer, request.entrypoint.checks)
     except PolicyEngineError as e:
         allow, obligations, tools = False, (), ()

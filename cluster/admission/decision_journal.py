@@ -18,6 +18,7 @@ from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import JournalReader
+from cluster.telemetry.tracing import span
 
 GOVERNOR = "governance"
 
@@ -73,9 +74,10 @@ class DecisionJournal:
             reason=reason or None,
             detail=(decision.to_detail() if decision else {}) | (detail or {}),
         )
-        self._sink.append(Fact(Stream.AUDIT, event.to_body()))
-        if sync:
-            self._sink.sync()
+        with span("journal", attributes={"sovereign.action": action.value}):
+            self._sink.append(Fact(Stream.AUDIT, event.to_body()))
+            if sync:
+                self._sink.sync()
 
     def sync(self) -> None:
         """Force every fact so far to disk; raises StorageError."""

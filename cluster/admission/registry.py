@@ -23,6 +23,7 @@ from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
+from cluster.telemetry.tracing import span
 
 T = TypeVar("T")
 _ATTEMPTS = 100
@@ -184,7 +185,8 @@ class Registry:
 
     def transact(self, ops: list[Op]) -> None:
         """Do `ops` together, as long as this governor is the governor."""
-        self._coordination.transact([self._fence, *ops])
+        with span("transact"):
+            self._coordination.transact([self._fence, *ops])
 
     def _quota(self, tenant: TenantId) -> tuple[QuotaUse, int | None]:
         node = self._coordination.get(_quota_path(tenant))

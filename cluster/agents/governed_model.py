@@ -26,6 +26,7 @@ from cluster.agents.call import CURRENT_METER, CallMeter
 from cluster.agents.model_failure import model_failure, secrets_of
 from cluster.agents.token_usage import charge, charge_interrupted
 from cluster.errors import IterationLimitError
+from cluster.telemetry.tracing import span
 
 
 @dataclass(slots=True)
@@ -104,6 +105,12 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
         self._tools: Sequence[Any] = fixed.get("tools", ())
         self._max_iterations = max_iterations
         self._model_name = model_name
+        provider = model_name.partition(":")[0]
+        self._attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model_name,
+            "gen_ai.provider.name": provider,
+        }
         self._secrets = secrets
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
@@ -126,12 +133,17 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
         messages = answer_open_tool_calls(cast("list[BaseMessage]", input))
         options = CURRENT_OPTIONS.get()
         try:
-            if options is None:
-                message = await self._inner.ainvoke(messages, **self._fixed)
-            elif options.sink is None:
-                message = await self._inner.ainvoke(messages, **self._fixed, **options.settings)
-            else:
-                message = await self._stream(messages, meter, options.sink, options.settings)
+            with span(f"chat {self._model_name}", kind="client", attributes=self._attributes) as traced:
+                if options is None:
+                    message = await self._inner.ainvoke(messages, **self._fixed)
+                elif options.sink is None:
+                    message = await self._inner.ainvoke(messages, **self._fixed, **options.settings)
+                else:
+                    message = await self._stream(messages, meter, options.sink, options.settings)
+                if used := message.usage_metadata:
+                    traced.set(
+                        {"gen_ai.usage.input_tokens": used["input_tokens"], "gen_ai.usage.output_tokens": used["output_tokens"]}
+                    )
         except asyncio.CancelledError:
             if options is None or options.sink is None:
                 charge_interrupted(meter, messages, self._tools)

@@ -16,6 +16,7 @@ from langgraph.types import Command
 from cluster.agents.call import CURRENT_METER
 from cluster.agents.model_failure import out_of_memory, redact
 from cluster.errors import SovereignError
+from cluster.telemetry.tracing import span
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class GovernanceMiddleware(AgentMiddleware[AgentState[Any], None]):
         meter.tool_calls += 1
         began_ns = time.monotonic_ns()
         try:
-            return await handler(request)
+            with span(f"execute_tool {name}", attributes={"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}):
+                return await handler(request)
         except GraphBubbleUp:
             raise
         except MemoryError:

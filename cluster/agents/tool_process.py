@@ -20,6 +20,7 @@ from cluster.agents.egress import EgressPolicy
 from cluster.agents.memory_watchdog import children_of
 from cluster.agents.sandbox import ToolLimits, ToolRun
 from cluster.errors import UnavailableError
+from cluster.telemetry.tracing import span
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class ToolProcess:
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def pid(self) -> int:
+        """The process that this one started; the tool may run in one further down."""
+        return self._process.pid
 
     async def talk(self, job: dict[str, Any], limits: ToolLimits, egress: EgressPolicy) -> ToolRun:
         """Send the job and return what the child answers; ends at the deadline. The CPU is not in it yet."""
@@ -181,7 +187,6 @@ async def run_tool(
     seccomp: bytes = b"",
 ) -> ToolRun:
     """Run one job in the child that `start` makes, and charge its CPU to the current call however it ends."""
-    meter = CURRENT_METER.get(None)
     job = {
         "tool": tool,
         "arguments": dict(arguments),
@@ -194,7 +199,21 @@ async def run_tool(
             "processes": limits.processes,
         },
     }
-    process = start()
+    with span("tool_process", attributes={"gen_ai.tool.name": tool}) as traced:
+        process = start()
+        traced.set({"process.pid": process.pid})
+        run, cpu_us = await _to_its_end(process, tool, job, limits, egress)
+        traced.set({"sovereign.cpu_us": cpu_us})
+        if run.error is not None:
+            traced.failed("tool")
+    return ToolRun(result=run.result, error=run.error, cpu_us=cpu_us)
+
+
+async def _to_its_end(
+    process: ToolProcess, tool: str, job: dict[str, Any], limits: ToolLimits, egress: EgressPolicy
+) -> tuple[ToolRun, int]:
+    """Return what the child answered and the CPU that it took, which is charged also when this raises."""
+    meter = CURRENT_METER.get(None)
     cpu_us = 0
     try:
         run = await process.talk(job, limits, egress)
@@ -213,7 +232,7 @@ async def run_tool(
         finally:
             if meter is not None:
                 meter.child_cpu_us += cpu_us
-    return ToolRun(result=run.result, error=run.error, cpu_us=cpu_us)
+    return run, cpu_us
 
 
 async def _line(reader: asyncio.StreamReader, limit: int) -> bytes:

@@ -15,6 +15,7 @@ from cluster.lake.seal import Sealed
 from cluster.lake.ship_log import Planned
 from cluster.storage.object_store import ObjectStore, PutOutcome
 from cluster.storage.probe import probe_create_only
+from cluster.telemetry.tracing import span
 
 
 class StoreAwayError(Exception):
@@ -76,6 +77,9 @@ class Uploader:
             if not self._probed:
                 probe_create_only(self._store)
                 self._probed = True
-            return self._store.put_if_absent(key, sealed.data, sha256=sealed.sha256)
+            with span(
+                "put_segment", kind="client", attributes={"sovereign.rows": sealed.rows, "sovereign.bytes": len(sealed.data)}
+            ):
+                return self._store.put_if_absent(key, sealed.data, sha256=sealed.sha256)
         except StorageError as e:
             raise StoreAwayError(e) from e

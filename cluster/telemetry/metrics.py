@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cluster.telemetry.snapshots import MAX_TENANTS, OTHER, SnapshotFile, collect, render
+from cluster.telemetry.snapshots import MAX_TENANTS, OTHER, TRACE, SnapshotFile, collect, render
 
 if TYPE_CHECKING:
     from cluster.lake.ship_report import ShipReport
@@ -88,6 +88,7 @@ class Metrics:
         self._wakes = Counter("sovereign_wakes", "Agents that were started for a call.", registry=registry)
         self._wake_seconds = Histogram("sovereign_wake_seconds", "How long starts took.", buckets=_SECONDS, registry=registry)
         self._refill_failures = Counter("sovereign_refill_failures", "Warm pools that were not refilled.", registry=registry)
+        self._dropped_spans = Counter("sovereign_dropped_spans", "Spans that their sink did not take.", registry=registry)
         self._rows = Counter("sovereign_shipped_rows", "Rows that reached the lake.", ["stream"], registry=registry)
         self._segments = Counter("sovereign_shipped_segments", "Objects that reached the lake.", registry=registry)
         self._backlog = Gauge("sovereign_ship_backlog_bytes", "Journal bytes that wait to be shipped.", registry=registry)
@@ -144,22 +145,23 @@ class Metrics:
         if histogram is not None:
             histogram.observe(us / 1_000_000)
 
-    def call(self, tenant: str, outcome: str, latency_us: int) -> None:
-        """Count a call of an agent that ended, and how long it took in microseconds."""
+    def call(self, tenant: str, outcome: str, latency_us: int, trace_id: str = "") -> None:
+        """Count a call of an agent that ended, and how long it took in microseconds; `trace_id` if it is traced."""
+        example = {TRACE: trace_id} if trace_id else None
         key = ("call", tenant, outcome)
         counter = self._known.get(key)
         if counter is None:
             if tenant not in self._tenants and len(self._tenants) >= MAX_TENANTS:
                 # Not remembered by its own name: that would be as unbounded as a label.
                 self._calls.labels(OTHER, self._word("outcome", outcome)).inc()
-                self._seconds.observe(latency_us / 1_000_000)
+                self._seconds.observe(latency_us / 1_000_000, example)
                 return
             self._tenants.add(tenant)
             counter = self._calls.labels(tenant, self._word("outcome", outcome))
             if len(self._known) < 10 * MAX_TENANTS:
                 self._known[key] = counter
         counter.inc()
-        self._seconds.observe(latency_us / 1_000_000)
+        self._seconds.observe(latency_us / 1_000_000, example)
 
     def refused(self, reason: str) -> None:
         """Count a refusal by its reason: an error's code or a grant's refusal."""
@@ -182,6 +184,10 @@ class Metrics:
     def refill_failed(self) -> None:
         """Count a refill of the warm pool that was not to be had: the next starts are cold."""
         self._refill_failures.inc()
+
+    def spans_dropped(self, count: int) -> None:
+        """Count spans that nobody will see."""
+        self._dropped_spans.inc(count)
 
     def shipped(self, step: ShipReport) -> None:
         """Note what a step of the shipper did."""

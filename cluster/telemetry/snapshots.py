@@ -18,11 +18,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_page
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 RETIRED = "retired.json"
 # Tenants that have a series of their own on a node's page; the rest are one more, so that the page stays bounded.
@@ -32,6 +34,9 @@ TENANT = "tenant"
 
 # A series: its sample's name and its labels, sorted.
 Series = tuple[str, tuple[tuple[str, str], ...]]
+# One observation among many: its trace, its value, and when it was, in seconds since 1970 UTC.
+Example = tuple[str, float, float]
+TRACE: Final = "trace_id"
 
 
 @dataclass(slots=True)
@@ -41,6 +46,8 @@ class Family:
     kind: str
     help: str
     series: dict[Series, float] = field(default_factory=dict)
+    # The last traced observation of a bucket, where there is one.
+    examples: dict[Series, Example] = field(default_factory=dict)
 
 
 Families = dict[str, Family]
@@ -53,13 +60,20 @@ def collect(registry: CollectorRegistry) -> Families:
         family = families[metric.name] = Family(metric.type, metric.documentation)
         for sample in metric.samples:
             if not sample.name.endswith("_created"):
-                family.series[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                series = sample.name, tuple(sorted(sample.labels.items()))
+                family.series[series] = sample.value
+                if sample.exemplar is not None:
+                    seen_at = float(sample.exemplar.timestamp or 0.0)
+                    family.examples[series] = sample.exemplar.labels[TRACE], sample.exemplar.value, seen_at
     return families
 
 
 def to_json(families: Families) -> list[Any]:
-    """Return the metrics as plain JSON values."""
-    return [[name, f.kind, f.help, [[s, list(ls), v] for (s, ls), v in f.series.items()]] for name, f in families.items()]
+    """Return the metrics as plain JSON values; a series is its name, labels and value, and its example if it has one."""
+    return [
+        [name, f.kind, f.help, [[s, list(ls), v, *f.examples.get((s, ls), ())] for (s, ls), v in f.series.items()]]
+        for name, f in families.items()
+    ]
 
 
 def from_json(document: Any) -> Families:
@@ -67,8 +81,12 @@ def from_json(document: Any) -> Families:
     families: Families = {}
     for name, kind, text, series in document:
         family = families[str(name)] = Family(str(kind), str(text))
-        for sample, labels, value in series:
-            family.series[str(sample), tuple((str(k), str(v)) for k, v in labels)] = float(value)
+        for sample, labels, value, *example in series:
+            which = str(sample), tuple((str(k), str(v)) for k, v in labels)
+            family.series[which] = float(value)
+            if example:
+                trace, observed, seen_at = example
+                family.examples[which] = str(trace), float(observed), float(seen_at)
     return families
 
 
@@ -80,6 +98,8 @@ def add(total: Families, part: Families, *, gauges: bool) -> None:
         into = total.setdefault(name, Family(family.kind, family.help))
         for series, value in family.series.items():
             into.series[series] = into.series.get(series, 0.0) + value
+        for series, example in family.examples.items():
+            into.examples[series] = max(example, into.examples.get(series, example), key=lambda e: e[2])
 
 
 class SnapshotFile:
@@ -99,8 +119,10 @@ class SnapshotFile:
             self._last = data
 
 
-def render(metrics_dir: Path) -> bytes:
+def render(metrics_dir: Path, *, openmetrics: bool = False) -> bytes:
     """Return the node's metrics in Prometheus' text format: live processes, and the counters of ended ones.
+
+    OpenMetrics' format, on top, leads from a bucket to the trace of one of its calls.
 
     Files of ended processes are folded on the way. A file that cannot be read is left out, and counted.
     """
@@ -109,7 +131,8 @@ def render(metrics_dir: Path) -> bytes:
         total = _fold(metrics_dir)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Page(total))
-    return generate_latest(registry)
+    page: bytes = openmetrics_page(registry) if openmetrics else generate_latest(registry)  # type: ignore[no-untyped-call]
+    return page
 
 
 class _Page(Collector):
@@ -122,7 +145,9 @@ class _Page(Collector):
         for name, family in sorted(self._families.items()):
             metric = Metric(name, family.help, family.kind)
             for (sample, labels), value in sorted(family.series.items(), key=_order):
-                metric.add_sample(sample, dict(labels), value)
+                example = family.examples.get((sample, labels))
+                exemplar = Exemplar({TRACE: example[0]}, example[1], example[2]) if example else None
+                metric.add_sample(sample, dict(labels), value, exemplar=exemplar)
             yield metric
 
 

@@ -290,3 +290,16 @@ def test_a_disk_that_does_not_take_the_snapshot_stops_nobody(tmp_path: Path) -> 
 def test_an_empty_node_has_a_page(tmp_path: Path) -> None:
     """Before any process wrote there is a page, and the folder is made."""
     assert b"sovereign_metrics_unreadable_files 0.0" in render(tmp_path / "new")
+
+
+def test_a_bucket_names_the_trace_of_its_last_call(tmp_path: Path) -> None:
+    """Of all processes the latest, in OpenMetrics' format alone; a call without a trace leaves it."""
+    for component, trace in (("agent", "a" * 32), ("other", "b" * 32)):
+        metrics = Metrics(tmp_path, component)
+        metrics.call("acme", "ok", 3_000, trace)
+        metrics.call("acme", "ok", 3_000)
+        metrics.flush()
+    page = render(tmp_path, openmetrics=True).decode()
+    assert "b" * 32 in page
+    assert "a" * 32 not in page
+    assert "trace_id" not in render(tmp_path).decode()

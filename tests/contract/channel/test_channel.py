@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -518,6 +519,52 @@ async def test_draining_refuses_the_new_and_finishes_the_running() -> None:
         assert await agent.server.drain(PATIENCE_S) is True
         assert await running == b"old"
         assert held.calls == 1
+
+
+async def test_a_call_that_meets_an_agent_on_its_leave_never_began() -> None:
+    """It is told apart from one that was lost midway, so that its caller may take it to wherever the agent is now.
+
+    Control: actors/channel/server.py _ServerConnection.say_goodbye.
+    """
+    begun: list[bytes] = []
+
+    async def handler(call: IncomingCall) -> bytes:
+        begun.append(call.payload)
+        return call.payload
+
+    async with an_agent(handler) as agent:
+        client = await agent.client()
+        assert await client.call(b"first", grant=agent.grant, deadline_s=PATIENCE_S) == b"first"
+        # All of these are sent before this end can have heard that the other one closes.
+        closing = asyncio.ensure_future(agent.server.close())
+        late = [asyncio.ensure_future(client.call(b"late", grant=agent.grant, deadline_s=PATIENCE_S)) for _ in range(20)]
+        outcomes = await asyncio.gather(*late, return_exceptions=True)
+        await closing
+        assert {type(o) for o in outcomes} == {StaleGenerationError}
+        assert begun == [b"first"]
+        with pytest.raises(StaleGenerationError):
+            await client.call(b"after", grant=agent.grant, deadline_s=PATIENCE_S)
+
+
+async def test_a_call_that_began_and_never_stops_is_lost_when_its_agent_goes() -> None:
+    """A handler that does not listen is left behind, and its caller does not take its call for one that never began."""
+    started, let_go = asyncio.Event(), asyncio.Event()
+
+    async def deaf(call: IncomingCall) -> bytes:
+        started.set()
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return b""
+
+    async with an_agent(deaf) as agent:
+        client = await agent.client()
+        running = asyncio.ensure_future(client.call(b"", grant=agent.grant, deadline_s=PATIENCE_S))
+        await soon(started)
+        await agent.server.close(timeout_s=0.01)
+        with pytest.raises(AgentLostError):
+            await running
+        let_go.set()
 
 
 async def test_closing_answers_what_still_runs() -> None:
