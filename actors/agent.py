@@ -206,8 +206,8 @@ class LiveAgent:
         return {"calls": self.calls, "idle_s": self.idle_s, "p95_s": self._books.p95_s}
 
     def address(self) -> dict[str, Any]:
-        """Return where this agent answers."""
-        return {"host": self._order.settings.host, "port": self._port}
+        """Return where this agent answers; the node is empty for the one that `up` started."""
+        return {"host": self._order.settings.host, "port": self._port, "node": self._order.settings.node}
 
     def status(self) -> dict[str, Any]:
         """Return this agent's address and condition as JSON values."""

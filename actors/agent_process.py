@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -44,10 +45,12 @@ class AgentProcess:
     load: ReplicaLoad = field(default_factory=ReplicaLoad)
     # Since when it has had no call, by the monotonic clock, as it last said; None when it had one.
     idle_since: float | None = None
+    # Where it is; empty for the node that `up` started.
+    node: str = ""
 
     @classmethod
-    async def start(cls, order: StartOrder, agent_key: bytes, name: str) -> Self:
-        """Create the actor under `name` and wait until it answers.
+    async def start(cls, order: StartOrder, agent_key: bytes, name: str, where: Mapping[str, str]) -> Self:
+        """Create the actor under `name`, on a node that Ray's selector `where` holds for, and wait until it answers.
 
         Raises what Ray raises or TimeoutError, and then nothing is left of it.
         """
@@ -60,6 +63,7 @@ class AgentProcess:
             memory_bytes=spec.resources.memory_bytes,
             restarts=False,  # only governance revives
             concurrency=16,
+            labels=where,
             get_if_exists=False,
         )
         try:
@@ -67,7 +71,8 @@ class AgentProcess:
         except BaseException:
             kill(handle)
             raise
-        return cls(handle, name, order.key, status["host"], status["port"], order.generation, spec)
+        host, port = status["host"], status["port"]
+        return cls(handle, name, order.key, host, port, order.generation, spec, node=status["node"])
 
     @classmethod
     def find(cls, name: str, key: Key, generation: int, spec: AgentSpec) -> Self:
@@ -94,7 +99,8 @@ class AgentProcess:
             self.kill()
             raise
         status = json.loads(answer)
-        return type(self)(self.handle, self.name, order.key, status["host"], status["port"], order.generation, order.record.spec)
+        host, port, spec = status["host"], status["port"], order.record.spec
+        return type(self)(self.handle, self.name, order.key, host, port, order.generation, spec, node=self.node)
 
     async def adopt(self) -> bool:
         """Learn where it answers; returns whether it says within STATUS_TIMEOUT_S that it is this very generation."""
@@ -102,6 +108,7 @@ class AgentProcess:
         if status is None:
             return False
         self.host, self.port, self.enforcement = status["host"], status["port"], status["enforcement"]
+        self.node = status.get("node", "")
         return True
 
     async def status(self) -> dict[str, Any] | None:

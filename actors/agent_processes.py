@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 
 from actors.agent_process import DRAIN_TIMEOUT_S, AgentProcess, Key, kill_by_name
 from actors.live_agents import LiveAgents
+from actors.nodes import KnownNodes, nodes_of_ray
 from actors.ray_actors import names
 from actors.replicas import Replicas
 from actors.resolved import Resolved
@@ -30,7 +31,7 @@ from cluster.admission.registrar import Registrar
 from cluster.admission.registry import DeposedError, LiveRow
 from cluster.agents.life import PROCESS_PREFIX
 from cluster.agents.record import AgentRecord
-from cluster.agents.spec import Resources
+from cluster.agents.spec import AgentSpec, Resources
 from cluster.errors import (
     IllegalTransitionError,
     NotFoundError,
@@ -82,6 +83,7 @@ class AgentProcesses:
         self.pool = WarmPool(settings.warm_pool, metrics)
         self._queue = WakeQueue(at_once=settings.wakes_at_once, waiting=WAITING_WAKES)
         self._room = Room()
+        self.nodes = KnownNodes()
         self.live = LiveAgents(metrics)
         self.replicas = Replicas(self.live, self, self._background)
         # Replicas whose last calls are still under way.
@@ -133,9 +135,16 @@ class AgentProcesses:
             ending = [live for live in self.live.of(key) if self.live.take(live)]
         await self._end_all(ending, [live for live in self._retiring if live.key == key])
 
-    async def end_all(self) -> int:
-        """Drain every process, for a stop of the node; returns how many there were."""
-        ending, retiring = [live for live in self.live if self.live.take(live)], list(self._retiring)
+    async def end_on(self, node: str) -> int:
+        """Drain every process on `node`, which takes no new ones any more; returns how many there were."""
+        # A start from before the cordon may still arrive there; one that is later still ends when it is settled.
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        return await self.end_all("" if node == self.nodes.home else node)
+
+    async def end_all(self, node: str | None = None) -> int:
+        """Drain every process, or those on one `node`, for a stop of it; returns how many there were."""
+        ending = [live for live in self.live if node in (None, live.node) and self.live.take(live)]
+        retiring = [live for live in self._retiring if node in (None, live.node)]
         await self._end_all(ending, retiring)
         return len(ending) + len(retiring)
 
@@ -166,6 +175,7 @@ class AgentProcesses:
 
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
+        self.nodes.cordoned = await self._run(self._registrar.cordons.all)
         wanted = await self.rows_by_name()
         running = await self._run(partial(names, PROCESS_PREFIX))
         for name in running - wanted.keys():
@@ -214,7 +224,7 @@ class AgentProcesses:
             known = self.live.of(key)
             if known and not more:  # a call came while it was to give its process back
                 return known[0]
-            if more and known and not self._room.fits(known[0].resources):
+            if more and known and not self._fits(known[0].spec):
                 raise no_room(agent, known[0].resources)
             async with self._queue.turn(key[0]):
                 live = await self._start_alone(key, tenant, agent)
@@ -228,6 +238,7 @@ class AgentProcesses:
             record, generation = await self._begin(key, tenant, agent)
             order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:
+                self.nodes.require(record.spec)
                 live = await self._rebound(order) or await self._fresh(order)
             except (Exception, asyncio.CancelledError) as e:
                 await self._gone(key, generation, "start_failed")
@@ -247,9 +258,11 @@ class AgentProcesses:
         spec, life = order.record.spec, order.record.life(order.generation)
         if life is None:
             raise StaleGenerationError(f"Generation {order.generation} of agent {spec.agent_id} is over before it began.")
-        await self._take_room(spec.agent_id, spec.resources)
+        await self._take_room(spec)
         try:
-            live = await AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process)
+            where = self.nodes.selector(spec)
+            start = AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process, where)
+            live = await self._while_there_is_room(start)
         except BaseException:
             self._room.give(spec.resources)
             raise
@@ -261,11 +274,12 @@ class AgentProcesses:
 
         A fresh process costs seconds of CPU, so this is what lets more agents be at work than there is room for.
         """
-        wanted, fits = order.record.spec.resources, self._room.fits(order.record.spec.resources)
+        wanted, fits = order.record.spec.resources, self._fits(order.record.spec)
         if fits and not self.pool.empty:
             return None
         idle_s = REBIND_IDLE_S if fits else 0.0
-        alike = [x for x in self.live if x.key[0] == order.tenant and x.resources == wanted and self.live.spare(x)]
+        spec, known = order.record.spec, [x for x in self.live if x.key[0] == order.tenant and x.resources == wanted]
+        alike = [x for x in known if self.live.spare(x) and self.nodes.allow(spec, x.node)]
         tried: set[AgentProcess] = set()
         for other in sorted((x for x in alike if x.idle_for_s() > idle_s), key=AgentProcess.idle_for_s, reverse=True):
             tried.add(other)
@@ -331,19 +345,38 @@ class AgentProcesses:
                 await self._gone(key, life.generation, "lost")
             return await self._run(begin)
 
-    async def _take_room(self, agent: AgentId, wanted: Resources) -> None:
-        """Count `wanted` as held, after ending agents that have nothing to do if need be; those idle longest go first.
+    def _fits(self, spec: AgentSpec) -> bool:
+        """Return whether there is room for the agent, over all nodes and on one of those that it may be on."""
+        return self._room.fits(spec.resources) and self.nodes.have_place(spec, ((x.node, x.resources) for x in self.live))
 
-        Raises UnavailableError at once when that is not enough.
+    async def _take_room(self, spec: AgentSpec) -> None:
+        """Count what the agent declares as held, after ending agents that have nothing to do where it may be, if need be.
+
+        Those idle longest go first. Raises UnavailableError at once when that is not enough.
         """
-        if not self._room.fits(wanted):
-            for live in await self._idle([x for x in self.live if self.live.spare(x)]):
+        wanted = spec.resources
+        if not self._fits(spec):
+            for live in await self._idle([x for x in self.live if self.live.spare(x) and self.nodes.allow(spec, x.node)]):
                 # Nobody is waited for: whoever holds the lock may wait for the turn that we hold.
-                if not self._lock(live.key).locked() and await self._end_idle(live) and self._room.fits(wanted):
+                if not self._lock(live.key).locked() and await self._end_idle(live) and self._fits(spec):
                     break
-            if not self._room.fits(wanted):
-                raise no_room(agent, wanted)
+            if not self._fits(spec):
+                raise no_room(spec.agent_id, wanted)
         self._room.take(wanted)
+
+    async def _while_there_is_room(self, start: Awaitable[T]) -> T:
+        """Return what `start` returns; give it up when a node is lost meanwhile and agents hold more than is left.
+
+        Ray would wait for a place that does not come. Raises UnavailableError then.
+        """
+        starting = asyncio.ensure_future(start)
+        try:
+            while not (await asyncio.wait({starting}, timeout=ACCOUNT_INTERVAL_S))[0]:
+                if not self._room.fits(Resources(0, 0)):
+                    raise UnavailableError("The room for it was lost or taken.", hint="Retry in a moment.", retry_after_s=1)
+            return await starting
+        finally:
+            starting.cancel()
 
     @staticmethod
     async def _idle(among: list[AgentProcess]) -> list[AgentProcess]:
@@ -371,6 +404,7 @@ class AgentProcesses:
         while True:
             with contextlib.suppress(RayError, OSError):
                 self._room.learn(await self._run(account_of_ray))
+                self.nodes.learn(await self._run(nodes_of_ray))
             await asyncio.sleep(ACCOUNT_INTERVAL_S)
 
     def _lock(self, key: Key) -> asyncio.Lock:
@@ -387,9 +421,12 @@ class AgentProcesses:
             async with self._lock(live.key):
                 if live not in self.live:
                     return
-                await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, f"{live.host}:{live.port}"))
+                address = f"{live.host}:{live.port}"
+                await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, address, live.node))
             if status := await live.status():
                 live.enforcement = status["enforcement"]
+            if not self.nodes.takes(live.node) and self.live.take(live):  # its node was drained while it was on its way there
+                await self._passivate(live)
         except SovereignError as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
 

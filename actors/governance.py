@@ -7,24 +7,31 @@ both. It answers in JSON bytes (`{"ok": …}` or `{"problem": …}`), so that no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
+from ray.exceptions import RayError
+
 from actors.agent_processes import AgentProcesses
-from actors.ray_actors import Handle, create
+from actors.nodes import nodes_of_ray, to_public
+from actors.ray_actors import Handle, create, find
 from actors.ray_internals import ControlStore
 from actors.reconciler import Reconciler
+from actors.shipper import shipper_name, start_shipper
 from cluster.admission.registrar import Registrar
+from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.agents.sandbox import SandboxWeakWarning
-from cluster.errors import SovereignError
+from cluster.errors import NotFoundError, SovereignError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -39,6 +46,7 @@ T = TypeVar("T")
 NAME = "governance"
 # Threads of each kind that run decisions and transactions; each keeps a policy engine of its own.
 THREADS = 8
+FLUSH_TIMEOUT_S = 20.0
 
 
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[bytes]]:
@@ -169,6 +177,94 @@ class GovernanceActor:
         }
 
     @_answered
+    async def cluster_settings(self) -> str:
+        """Return the settings of the cluster as JSON, for a node that joins it."""
+        return self._settings.to_json()
+
+    @_answered
+    async def admit_node(self, name: str, metrics_port: int) -> dict[str, Any]:
+        """Give a node that joined a shipper, and let it take agents."""
+        # Created here and not by the node's own driver, whose actors are strays to the reconciler, as any other driver's are.
+        await self._prepared()
+        node = await self._node(name)
+        shipper = await self._run(partial(start_shipper, self._settings, node.ray_id, metrics_port))
+        try:
+            await asyncio.wait_for(shipper.ready.remote(), FLUSH_TIMEOUT_S)
+        except (RayError, TimeoutError) as e:
+            raise UnavailableError(f"The shipper of node {name} did not start: {e}.") from e
+        if name in self._processes.nodes.cordoned:
+            await self._resume(name, "join")
+        return {"node": name}
+
+    @_answered
+    async def nodes(self) -> dict[str, Any]:
+        """Return every node, the head first, with its state and the number of agents on it."""
+        await self._prepared()
+        known = self._processes.nodes
+        known.learn(await self._run(nodes_of_ray))
+        agents = Counter(live.node or known.home for live in self._processes.live)
+        waiting = await self._unshipped()
+        return {
+            "nodes": [
+                to_public(node, node.name in known.cordoned, agents[node.name]) | {"unshipped": waiting.get(node.name, "")}
+                for node in known.all
+            ]
+        }
+
+    async def _unshipped(self) -> dict[str, str]:
+        """Return the nodes that are gone and whose journals can't be shipped, each with the reason."""
+        home = next((n.ray_id for n in self._processes.nodes.all if n.head and n.alive), "")
+        with contextlib.suppress(RayError, ValueError, TimeoutError):
+            shipper = await self._run(partial(find, shipper_name(home)))
+            said: dict[str, str] = json.loads(await asyncio.wait_for(shipper.waiting.remote(), FLUSH_TIMEOUT_S))
+            return said
+        return {}
+
+    @_answered
+    async def drain_node(self, name: str, actor: str) -> dict[str, Any]:
+        """Place nothing new on a node, end the agents that it has, and ship what they wrote; they wake elsewhere when called."""
+        await self._prepared()
+        node = await self._node(name)
+        known = self._processes.nodes
+        await self._run(partial(self._registrar.cordons.put, name, actor))
+        known.cordoned |= {name}
+        ended = await self._processes.end_on(name)
+        log.info("node %s takes no agents any more; %d were ended", name, ended)
+        return {"node": name, "ended": ended, "shipped": node.alive and await self._flush(node.ray_id)}
+
+    @_answered
+    async def resume_node(self, name: str, actor: str) -> dict[str, Any]:
+        """Let a node take agents again."""
+        await self._prepared()
+        if name in self._processes.nodes.cordoned:
+            await self._resume(name, actor)
+        else:
+            await self._node(name)
+        return {"node": name}
+
+    async def _resume(self, name: str, actor: str) -> None:
+        await self._run(partial(self._registrar.cordons.lift, name, actor))
+        self._processes.nodes.cordoned -= {name}
+
+    async def _node(self, name: str) -> Node:
+        known = self._processes.nodes
+        known.learn(await self._run(nodes_of_ray))
+        for node in known.all:
+            if node.name == name:
+                return node
+        raise NotFoundError(f"There is no node {name[:80]!r}.", hint="`sovereign nodes list` shows which there are.")
+
+    async def _flush(self, ray_id: str) -> bool:
+        """Ship what the node's journals hold by now; returns whether all of it is in the lake."""
+        try:
+            shipper = await self._run(partial(find, shipper_name(ray_id)))
+            report = json.loads(await asyncio.wait_for(shipper.flush.remote(), FLUSH_TIMEOUT_S))
+        except (RayError, ValueError, TimeoutError) as e:
+            log.warning("what the node wrote is not shipped yet: %s", e)
+            return False
+        return not report["store_error"] and not report["backlog_bytes"]
+
+    @_answered
     async def drain_all(self) -> dict[str, Any]:
         """Passivate every agent, for a stop of the node."""
         await self._prepared()
@@ -237,4 +333,4 @@ def forget_conversations(settings: Settings, record: AgentRecord) -> None:
 
 def start_governance(settings: Settings) -> Handle:
     """Create the governance actor of this cluster, or return the one that runs."""
-    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096)
+    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096, on_head=True)

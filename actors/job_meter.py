@@ -28,7 +28,7 @@ INTERIM_S: Final = 10.0
 
 def open_books(settings: Settings, job: Job, job_id: str) -> JobBooks:
     """Return the books of one job, in a journal of their own; raises StorageError or UnavailableError."""
-    journal = wiring.open_journal(settings, wiring.process_writer_id("job"), wiring.node_name(settings))
+    journal = wiring.open_journal(settings, wiring.process_writer_id("job"))
     return JobBooks(job, job_id, journal, SystemClock())
 
 

@@ -70,4 +70,4 @@ def weights() -> Path:
 
 def start_local_model(host: str, port: int) -> Handle:
     """Create the model's actor, or return the one that runs."""
-    return create(LocalModelActor, host, port, name=NAME, cpus=CPU, memory_bytes=MEMORY_BYTES, restarts=True)
+    return create(LocalModelActor, host, port, name=NAME, cpus=CPU, memory_bytes=MEMORY_BYTES, restarts=True, on_head=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
 
 import ray
 
 from actors.ray_environment import NAMESPACE
 
+# Ray gives this resource to its head, under whatever id it comes back.
+HEAD_RESOURCE: Final = "node:__internal_head__"
 # A handle has its actor's methods, which Ray's own generic type cannot say: it makes every call `Never`.
 Handle: TypeAlias = Any
 
@@ -22,12 +25,15 @@ def create(
     restarts: bool,
     concurrency: int | None = None,
     node_id: str | None = None,
+    on_head: bool = False,
+    labels: Mapping[str, str] | None = None,
     get_if_exists: bool = True,
 ) -> Handle:
     """Create a detached actor under `name`, or return the one that has it, when `get_if_exists`.
 
     It gets no runtime_env, because an actor with one of its own misses the warm pool. With `restarts` Ray starts it again
-    whenever it ends; no call is ever repeated by Ray.
+    whenever it ends; no call is ever repeated by Ray. It is on the node with `node_id` or nowhere; with `on_head` on the
+    node of the control store, also when that comes back under another id; and only where Ray's selector `labels` holds.
     """
     options: dict[str, Any] = {
         "name": name,
@@ -45,6 +51,10 @@ def create(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    if on_head:
+        options["resources"] = {HEAD_RESOURCE: 0.001}
+    if labels:
+        options["label_selector"] = dict(labels)
     return _exported(cls).options(**options).remote(*arguments)
 
 

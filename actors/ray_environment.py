@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 
 from actors.listeners import is_loopback
+from cluster import wiring
+from cluster.agents.placement import NODE_LABEL, parse_node_labels
 from cluster.errors import ConfigurationError
 from cluster.settings import PROJECT_ROOT, Settings
 
@@ -48,8 +50,9 @@ class Ports:
         """Return free ports: the usual HTTP port where it is free (0: any), else the next free one."""
         with _Chooser(settings.host) as chooser:
             http = chooser.near(settings.http_port) if settings.http_port else chooser.any()
-            names = [f for f in cls.__dataclass_fields__ if f not in ("http", "replicas_from")]
-            return cls(http=http, **{n: chooser.any() for n in names}, replicas_from=chooser.run(64))
+            gcs = chooser.exactly(settings.ray_port) if settings.ray_port and not settings.node else chooser.any()
+            names = [f for f in cls.__dataclass_fields__ if f not in ("http", "gcs", "replicas_from")]
+            return cls(http=http, gcs=gcs, **{n: chooser.any() for n in names}, replicas_from=chooser.run(64))
 
     def to_dict(self) -> dict[str, int]:
         """Return the ports by name."""
@@ -86,6 +89,15 @@ class _Chooser:
             raise ConfigurationError(f"No port is free on {self._host}.", hint="Check SOVEREIGN_HOST.")
         return port
 
+    def exactly(self, wanted: int) -> int:
+        port = self._take(wanted)
+        if port is None:
+            raise ConfigurationError(
+                f"Port {wanted} of {self._host} is taken.",
+                hint="Choose another SOVEREIGN_RAY_PORT, or 0 for any: nodes that join are told it.",
+            )
+        return port
+
     def near(self, wanted: int) -> int:
         for port in range(wanted, min(wanted + 100, 65_536)):
             if (taken := self._take(port)) is not None:
@@ -111,6 +123,9 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         MARKER: cluster_id,
         # By which a job, whose command the platform did not write, finds the journals and the cluster.
         "SOVEREIGN_HOME": str(settings.home),
+        # By which each process of this node finds its own node's folders and address (`Settings.of_this_node`).
+        "SOVEREIGN_NODE": settings.node,
+        "SOVEREIGN_HOST": settings.host,
         "PYTHONPATH": str(PROJECT_ROOT),
         "PATH": f"{Path(sys.executable).parent}:{base.get('PATH', os.defpath)}",
         # What a killed process leaves in its temporary folder goes with the cluster.
@@ -126,6 +141,10 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
+        # A node that is gone is noticed after 5 s of silence, and not after 20: until then agents may be sent there.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # a `uv run` ancestor would give every actor its own runtime_env
         "RAY_worker_niceness": "0",  # agents and gateways are what this machine is for; Ray would run them at 15
         # The warm pool: idle workers that have imported what agents need. Governance fills it once the cluster is ready;
@@ -196,25 +215,39 @@ def write_haproxy_launcher(settings: Settings) -> None:
 
 def head_command(settings: Settings, ports: Ports) -> list[str]:
     """Return the command that starts the head node and stays until it is ended."""
+    options = {
+        "port": ports.gcs,
+        "dashboard-host": settings.host,
+        "dashboard-port": ports.dashboard,
+        "ray-client-server-port": ports.ray_client,
+    }
+    return [sys.executable, "-m", "actors.ray_head", "start", "--head", *_options(settings, ports, options)]
+
+
+def worker_command(settings: Settings, ports: Ports, address: str) -> list[str]:
+    """Return the command that starts a node of the cluster at `address` and stays until it is ended."""
+    # Not Ray's own command, which refuses to start a second node on loopback.
+    return [sys.executable, "-m", "actors.worker_node", "start", *_options(settings, ports, {"address": address})]
+
+
+def _options(settings: Settings, ports: Ports, more: Mapping[str, object]) -> list[str]:
     cpus = settings.num_cpus or psutil.cpu_count() or 1
     memory = settings.memory_bytes or int(psutil.virtual_memory().total * 0.7)
+    labels = {NODE_LABEL: wiring.node_name(settings)} | parse_node_labels(settings.node_labels)
     options = {
         "node-ip-address": settings.host,
-        "port": ports.gcs,
         "temp-dir": settings.run_dir / "ray",
         "num-cpus": cpus,
         "num-gpus": 0,
         "memory": memory,
         "object-store-memory": OBJECT_STORE_BYTES,
-        "dashboard-host": settings.host,
-        "dashboard-port": ports.dashboard,
         "dashboard-agent-listen-port": ports.dashboard_agent,
         "dashboard-agent-grpc-port": ports.dashboard_agent_grpc,
         "runtime-env-agent-port": ports.runtime_env_agent,
         "metrics-export-port": ports.ray_metrics,
-        "ray-client-server-port": ports.ray_client,
         "min-worker-port": 0,
         "max-worker-port": 0,
+        "labels": ",".join(f"{name}={value}" for name, value in labels.items()),
+        **more,
     }
-    command = [sys.executable, "-m", "actors.ray_head", "start", "--head", "--block", "--disable-usage-stats"]
-    return command + [f"--{name}={value}" for name, value in options.items()]
+    return ["--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]

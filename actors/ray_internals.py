@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,6 +130,21 @@ def use_token_on_loopback(token_path: Path) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     core: Any = _raylet
     core.Config.initialize("")
+
+
+def start_node(arguments: Sequence[str]) -> None:
+    """Run Ray's own command line for a node that joins, also on loopback, which Ray refuses to do by itself.
+
+    For a process of its own: it stays until it is ended, and changes Ray's modules here alone. What it starts still
+    finds in its environment that loopback addresses are to be left as they are.
+    """
+    from ray._private import ray_constants, services
+    from ray.scripts import scripts
+
+    ray_constants.ENABLE_RAY_CLUSTER = True
+    # Otherwise Ray puts the machine's address in loopback's place, at which nobody listens.
+    services.resolve_ip_for_localhost = lambda host: host
+    scripts.cli.main(args=list(arguments), prog_name="ray")
 
 
 def job_metadata() -> dict[str, str] | None:

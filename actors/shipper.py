@@ -1,7 +1,7 @@
 """The node's shipper: turns the journals of every process here into sealed segments in the lake, and shows the metrics.
 
-There is one per node. It works in a thread of its own process; killed at any instant, the next one goes on from what
-the killed one had written (`cluster.lake.ship`).
+There is one per node, and the head's also ships what nodes left that are gone. It works in threads of its own process;
+killed at any instant, the next one goes on from what the killed one had written (`cluster.lake.ship`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from actors.nodes import nodes_of_ray
+from actors.orphaned_journals import OrphanedJournals
 from actors.ray_actors import Handle, create
 from cluster import wiring
 from cluster.clock import SystemClock
@@ -28,6 +30,8 @@ from cluster.telemetry.metrics import Metrics, render
 
 log = logging.getLogger(__name__)
 
+# What the names of shippers begin with.
+PREFIX = "shipper:"
 SAY_INTERVAL_S = 1.0
 
 
@@ -35,11 +39,15 @@ class ShipperActor:
     """Ships on every interval, and at once when asked; says every second how much waits, also while the store hangs."""
 
     def __init__(self, settings: str, metrics_port: int) -> None:
-        self._settings = Settings.from_json(settings)
+        self._settings = Settings.of_this_node(settings)
         configure_logging("shipper", level=self._settings.log_level, directory=self._settings.log_dir)
         self._metrics = Metrics.of_process(self._settings.metrics_dir, "shipper")
         tracing.configure_tracing("shipper", self._settings, self._metrics.spans_dropped)
-        self._shipper = wiring.build_shipper(self._settings, wiring.node_name(self._settings))
+        self._shipper = wiring.build_shipper(self._settings)
+        self._orphans = OrphanedJournals(self._settings)
+        self._orphan_step = threading.Lock()
+        self._stopped = False
+        self._waiting: dict[str, str] = {}
         self._step = threading.Lock()
         self._saying = threading.Lock()
         self._clock = SystemClock()
@@ -51,7 +59,9 @@ class ShipperActor:
         self._say(self._shipper.waiting_bytes())
         threading.Thread(target=self._say_for_ever, name="backlog", daemon=True).start()
         self._exporter = _serve_metrics(self._settings, metrics_port)
-        self._loop = asyncio.ensure_future(self._ship_for_ever())
+        # One node looks after what others left, so that two never do.
+        loops = [self._ship_for_ever()] + ([] if self._settings.node else [self._ship_for_others()])
+        self._loops = [asyncio.ensure_future(loop) for loop in loops]
 
     async def ready(self) -> None:
         """Return when this process answers."""
@@ -60,14 +70,25 @@ class ShipperActor:
         """Ship everything that is written by now; returns the report as JSON."""
         return json.dumps(await asyncio.to_thread(self._ship)).encode()
 
+    async def waiting(self) -> bytes:
+        """Return JSON: the nodes that are gone and whose journals can't be shipped from here now, each with the reason."""
+        return json.dumps(self._waiting).encode()
+
     async def stop(self) -> None:
         """Ship what is left and close the journal."""
-        self._loop.cancel()
+        for loop in self._loops:
+            loop.cancel()
         with contextlib.suppress(SovereignError):
             await asyncio.to_thread(self._ship)
         self._ended.set()
+        await asyncio.to_thread(self._close_orphans)
         self._metrics.flush()
         self._shipper.close()
+
+    def _close_orphans(self) -> None:
+        with self._orphan_step:
+            self._stopped = True
+            self._orphans.close()
 
     async def _ship_for_ever(self) -> None:
         pause_s = self._settings.seal_interval_s
@@ -79,6 +100,22 @@ class ShipperActor:
                 self._backoff.succeeded()
             except Exception:  # said where it happened; a shipper that stops for any reason would lose nothing, and ship nothing
                 pause_s = max(pause_s, self._backoff.failed())
+
+    async def _ship_for_others(self) -> None:
+        """Ship what nodes left that are gone; beside our own shipping, because Ray may be slow to say which those are."""
+        while True:
+            await asyncio.sleep(max(1.0, self._settings.seal_interval_s))
+            try:
+                if self._settings.nodes_dir.is_dir():
+                    await asyncio.to_thread(self._ship_orphans)
+            except Exception:
+                log.exception("the journals of nodes that are gone wait for the next interval")
+
+    def _ship_orphans(self) -> None:
+        alive = {node.name for node in nodes_of_ray() if node.alive}
+        with self._orphan_step:
+            if not self._stopped:
+                self._waiting = self._orphans.step(alive)
 
     def _ship(self) -> dict[str, Any]:
         with self._step:
@@ -142,7 +179,7 @@ def _serve_metrics(settings: Settings, port: int) -> ThreadingHTTPServer:
 
 def shipper_name(node_id: str) -> str:
     """Return the Ray name of a node's shipper."""
-    return f"shipper:{node_id}"
+    return f"{PREFIX}{node_id}"
 
 
 def start_shipper(settings: Settings, node_id: str, metrics_port: int) -> Handle:

@@ -44,10 +44,10 @@ class StartOrder:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StartOrder:
-        """Return the order that `to_bytes` wrote."""
+        """Return the order that `to_bytes` wrote, with the settings as they are on this node."""
         d = json.loads(data)
         return cls(
-            settings=Settings.from_json(d["settings"]),
+            settings=Settings.of_this_node(d["settings"]),
             tenant=d["tenant"],
             record=AgentRecord.from_json(d["record"]),
             generation=d["generation"],

@@ -123,23 +123,23 @@ def stop(settings: Settings, *, timeout_s: float = 60.0, on_progress: Progress =
     return was_alive or left > 0
 
 
-def marked(cluster_id: str) -> Iterator[psutil.Process]:
-    """Yield every live process that carries this cluster's marker, except the caller."""
-    wanted = f"{MARKER}={cluster_id}".encode()
+def marked(cluster_id: str, node: str = "") -> Iterator[psutil.Process]:
+    """Yield every live process on this machine that carries this cluster's marker, except the caller; of one `node` if named."""
+    wanted = {f"{MARKER}={cluster_id}".encode()} | ({f"SOVEREIGN_NODE={node}".encode()} if node else set())
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+            if wanted <= set(Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")):
                 yield process
 
 
-def end_marked(cluster_id: str, *, gently: bool = True, grace_s: float = 3.0) -> int:
-    """End every process with the marker, first gently unless told otherwise; return how many there were."""
+def end_marked(cluster_id: str, node: str = "", *, gently: bool = True, grace_s: float = 3.0) -> int:
+    """End every process with the marker, of one `node` if named, first gently unless told otherwise; return their number."""
     seen: set[int] = set()
     first = psutil.Process.terminate if gently else psutil.Process.kill
     for send in (first, psutil.Process.kill, psutil.Process.kill):
-        processes = list(marked(cluster_id))
+        processes = list(marked(cluster_id, node))
         if not processes:
             break
         for process in processes:
@@ -221,7 +221,7 @@ class _Supervisor:
             if self._head is None or self._head.poll() is not None:
                 self._start_again(bound)
             else:
-                _reap_orphans(self._head.pid)
+                reap_orphans(self._head.pid)
                 time.sleep(0.2)
         return 0
 
@@ -379,7 +379,7 @@ def _clear_run_dir(settings: Settings) -> None:
     remove_cgroups(settings.run_dir.name)
 
 
-def _reap_orphans(head_pid: int) -> None:
+def reap_orphans(head_pid: int) -> None:
     """Collect children that came to us when their own parent died; the head's own code is read by its Popen."""
     for child in psutil.Process().children():
         if child.pid != head_pid:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import agents, audit, invoke, job, logs, status, up, usage, verify, version
+from cli import agents, audit, invoke, job, logs, nodes, status, up, usage, verify, version
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 app.command()(up.up)
 app.command()(up.down)
+app.command()(nodes.join)
+app.command()(nodes.leave)
+app.add_typer(nodes.app, name="nodes")
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
 app.command()(invoke.invoke)

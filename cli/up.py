@@ -117,7 +117,7 @@ def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, 
                 if line.startswith("· "):
                     progress(line[2:].strip())
             if ended is not None:
-                raise _why(log, begin, ended)
+                raise why_it_ended(log, begin, ended)
             state = topology.read_state(settings)
             if state is not None and state.pid == child.pid and state.status == "ready":
                 return state
@@ -143,7 +143,7 @@ def _await_other(settings: Settings, running: ClusterState) -> ClusterState:
     return state
 
 
-def _why(log: Path, begin: int, code: int) -> SovereignError:
+def why_it_ended(log: Path, begin: int, code: int) -> SovereignError:
     """Return the error that the child left as the last JSON line of its log."""
     with log.open(errors="replace") as lines:
         lines.seek(begin)
@@ -151,7 +151,7 @@ def _why(log: Path, begin: int, code: int) -> SovereignError:
     if told:
         with contextlib.suppress(ValueError):
             return from_problem(json.loads(told[-1])["error"])
-    return UnavailableError(f"The cluster's supervisor ended with code {code}.", hint=f"The whole log is in {log}.")
+    return UnavailableError(f"The supervisor ended with code {code}.", hint=f"The whole log is in {log}.")
 
 
 def _announce(settings: Settings, state: ClusterState) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def verify(home: Home = None, as_json: Json = False) -> None:
-    """Check every segment of the lake and every journal of this node; exit 1 when something is not as it was written."""
+    """Check every segment of the lake and every journal of this home's nodes; exit 1 when something is not as it was written."""
     from cluster import wiring
 
     settings = settings_of(home)
@@ -50,14 +50,17 @@ def _lake(store: ObjectStore) -> tuple[dict[str, Any], list[dict[str, str]]]:
 
 
 def _journals(settings: Settings) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """Return what the node's journals hold, and which were changed."""
+    """Return what the journals of the home's nodes hold, and which were changed."""
     from cluster.journal.journal_id import list_journals
     from cluster.journal.verify import verify_journal
 
-    directory = settings.journal_dir
-    checks = [verify_journal(directory, journal) for journal in list_journals(directory)]
-    # The shipper may have removed an old one while it was read; what was changed is still there to be read again.
-    bad = [verify_journal(directory, c.journal) for c in checks if c.error]
+    joined = sorted(path.name for path in settings.nodes_dir.iterdir()) if settings.nodes_dir.is_dir() else []
+    checks, bad = [], []
+    for directory in [settings.of_node(name).journal_dir for name in ("", *joined)]:
+        found = [verify_journal(directory, journal) for journal in list_journals(directory)]
+        # The shipper may have removed an old one while it was read; what was changed is still there to be read again.
+        bad += [verify_journal(directory, c.journal) for c in found if c.error]
+        checks += found
     counts = {
         "journals": len(checks),
         "records": sum(c.records for c in checks),

@@ -206,6 +206,12 @@ class UnavailableError(SovereignError):
     retryable = True
 
 
+class NoNodeError(UnavailableError):
+    """No node of the cluster can hold the agent, however long it waits, unless nodes change."""
+
+    code = "no_node"
+
+
 class AgentLostError(UnavailableError):
     """The agent's process ended during the call: the call may have run, and was not acknowledged."""
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cluster.errors import ConfigurationError, FieldError
+from cluster.identity.ids import GRAMMAR
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,15 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address that every listener binds; anything but loopback needs `expose`.")
     expose: bool = Field(False, description="Allow a `host` that is not loopback. Without it start is refused.")
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the HTTP way in; the next free one is taken if it is busy.")
+    ray_port: int = Field(0, ge=0, le=65535, description="Port of Ray's control store, which other nodes join; 0 means any.")
+    node: str = Field(
+        "",
+        pattern=f"^({GRAMMAR})?$",
+        description="Name of a node that joined; empty on the node that `up` starts. Set by `join` for its processes.",
+    )
+    node_labels: str = Field(
+        "", description="Labels of this node that agents may ask for: `name=value`, separated by commas (nodes.md)."
+    )
     num_cpus: int = Field(0, ge=0, description="CPUs that agents may share on this node; 0 means all of the machine's.")
     memory_bytes: int = Field(0, ge=0, description="Memory that agents may share on this node; 0 means 70 % of the machine's.")
     gateway_min_replicas: int = Field(
@@ -117,6 +127,21 @@ class Settings(BaseSettings):
         """Return the settings that `to_json` wrote; the environment is not read."""
         return cls.model_construct(**dict(_Plain(**json.loads(text))))
 
+    @classmethod
+    def of_this_node(cls, text: str) -> Settings:
+        """Return the cluster's settings that `to_json` wrote, with this node's own name, folder and address.
+
+        Those come from the environment, where the node's start put them for each of its processes; where they are
+        missing, the document's hold.
+        """
+        here = {name: os.environ.get(f"SOVEREIGN_{name.upper()}", "") for name in ("home", "host", "node")}
+        settings = cls.from_json(text)
+        return cls.from_json(json.dumps(settings.model_dump(mode="json") | {k: v for k, v in here.items() if v}))
+
+    def of_node(self, node: str) -> Settings:
+        """Return these settings as the node of that name has them, as far as its folders go; empty for the one of `up`."""
+        return self.model_copy(update={"node": node})
+
     @property
     def most_gateways(self) -> int:
         """The gateway processes that there may be at once."""
@@ -124,9 +149,19 @@ class Settings(BaseSettings):
 
     @property
     def run_dir(self) -> Path:
-        """The short folder (0700) of this cluster's sockets; a Unix socket path has 107 bytes in all."""
-        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:8]
+        """The short folder (0700) of this node's sockets; a Unix socket path has 107 bytes in all."""
+        digest = hashlib.sha256(os.fsencode(self.node_dir)).hexdigest()[:8]
         return Path(tempfile.gettempdir()) / f"sov{os.getuid()}-{digest}"
+
+    @property
+    def nodes_dir(self) -> Path:
+        """The folders of the nodes that joined, by name."""
+        return self.home / "nodes"
+
+    @property
+    def node_dir(self) -> Path:
+        """What belongs to this node alone: the home itself on the node that `up` starts, so that one node has no folder more."""
+        return self.nodes_dir / self.node if self.node else self.home
 
     @property
     def state_path(self) -> Path:
@@ -134,9 +169,14 @@ class Settings(BaseSettings):
         return self.home / "cluster.json"
 
     @property
+    def node_state_path(self) -> Path:
+        """What runs of a node that joined: written by `join`."""
+        return self.node_dir / "node.json"
+
+    @property
     def journal_dir(self) -> Path:
-        """The node's journals, one folder per writer."""
-        return self.home / "journal"
+        """This node's journals, one folder per writer; its shipper ships them and no others."""
+        return self.node_dir / "journal"
 
     @property
     def coordination_path(self) -> Path:
@@ -161,7 +201,7 @@ class Settings(BaseSettings):
     @property
     def metrics_dir(self) -> Path:
         """The files that the processes of this node merge their metrics through."""
-        return self.home / "metrics"
+        return self.node_dir / "metrics"
 
     @property
     def lake(self) -> str:

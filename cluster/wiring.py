@@ -168,7 +168,7 @@ def ensure_first_api_key(settings: Settings) -> None:
     write_secret(path, text)
 
 
-def build_registrar(settings: Settings, node: str = "local") -> Registrar:
+def build_registrar(settings: Settings) -> Registrar:
     """Begin as the governor: a new epoch fences off every earlier one, and its journal is registered before its first fact.
 
     Raises ConfigurationError for a policy that can't be taken, before any earlier governor is fenced off.
@@ -179,7 +179,7 @@ def build_registrar(settings: Settings, node: str = "local") -> Registrar:
 
     bundle = load_bundle(settings.policy_dir)
     engine = RegorusPolicyEngine(bundle)
-    journal = open_journal(settings, WRITER_ID, node)
+    journal = open_journal(settings, WRITER_ID)
     return Registrar(
         open_coordination(settings),
         engine,
@@ -187,16 +187,16 @@ def build_registrar(settings: Settings, node: str = "local") -> Registrar:
         journal,
         clock=SystemClock(),
         epoch=journal.epoch,
-        node=node,
+        node=node_name(settings),
         journal_dir=settings.journal_dir,
     )
 
 
-def open_journal(settings: Settings, writer_id: str, node: str = "local") -> JournalWriter:
-    """Register the next journal of this writer and return it, ready for its first fact."""
+def open_journal(settings: Settings, writer_id: str) -> JournalWriter:
+    """Register the next journal of this writer on this node and return it, ready for its first fact."""
     coordination = open_coordination(settings)
     try:
-        epoch = register_journal(coordination, writer_id, node)
+        epoch = register_journal(coordination, writer_id, node_name(settings))
     finally:
         coordination.close()
     return JournalWriter(settings.journal_dir, writer_id, epoch, clock=SystemClock(), sync_ms=settings.journal_sync_ms)
@@ -216,9 +216,13 @@ def journal_gate(settings: Settings) -> JournalGate:
 
 
 def node_name(settings: Settings) -> str:
-    """Return this node's name, which outlives every restart; it is made at the first start."""
+    """Return this node's name, which outlives every restart: what it joined under, or what the home's first start made up."""
+    if settings.node:
+        return settings.node
     path = settings.home / "node-name"
-    write_secret(path, f"n{secrets.token_hex(4)}")
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_secret(path, f"n{secrets.token_hex(4)}")
     return path.read_text()
 
 
@@ -227,15 +231,16 @@ def process_writer_id(component: str) -> str:
     return f"{component}.r{secrets.token_hex(6)}"
 
 
-def build_shipper(settings: Settings, node_id: str) -> Shipper:
-    """Return the shipper of this node's journals, which takes over from the one before.
+def build_shipper(settings: Settings) -> Shipper:
+    """Return the shipper of the journals of the node whose settings these are; it takes over from the one before.
 
     Raises ConflictError when that one still lives, ConfigurationError for a lake without a place.
     """
     from cluster.lake.ship import Shipper
 
     store = open_object_store(settings)
-    return Shipper(settings.journal_dir, store, writer=open_journal(settings, f"shipper.{node_id}", node_id), clock=SystemClock())
+    writer = open_journal(settings, f"shipper.{node_name(settings)}")
+    return Shipper(settings.journal_dir, store, writer=writer, clock=SystemClock())
 
 
 def check_object_store(settings: Settings) -> None:

@@ -1,6 +1,6 @@
-"""The driver that creates the platform's parts on a fresh cluster, and the one that ends them in order.
+"""The driver that creates the platform's parts on a fresh cluster or on a node that joins, and ends them in order.
 
-Run by the supervisor as `python -m serve_apps.bootstrap start|stop <gcs address>`, with the settings and ports as JSON on
+Run by a supervisor as `python -m serve_apps.bootstrap start|stop|join|leave <gcs address>`, with settings and ports as JSON on
 standard input, never as arguments; what it prints on standard output is progress.
 """
 
@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,11 +21,14 @@ from ray.exceptions import RayError
 from actors.governance import NAME as GOVERNANCE
 from actors.governance import start_governance
 from actors.local_model import start_local_model
-from actors.ray_actors import find
+from actors.nodes import living_ids, nodes_of_ray
+from actors.ray_actors import find, names
 from actors.ray_environment import NAMESPACE, Ports
+from actors.shipper import PREFIX as SHIPPERS
 from actors.shipper import shipper_name, start_shipper
 from cluster import wiring
-from cluster.errors import UnavailableError
+from cluster.agents.placement import Node
+from cluster.errors import UnavailableError, from_problem
 from cluster.settings import Settings
 
 READY_TIMEOUT_S = 60.0
@@ -60,8 +64,42 @@ def stop() -> None:
     with contextlib.suppress(Exception):  # a Serve that is half down must not keep facts from being shipped
         serve.delete("sovereign", _blocking=True)
     with contextlib.suppress(RayError, ValueError):
-        node_id = ray.get_runtime_context().get_node_id()
-        ray.get(find(shipper_name(node_id)).stop.remote(), timeout=8)
+        ray.get([find(name).stop.remote() for name in names(SHIPPERS)], timeout=8)
+
+
+def join(settings: Settings, ports: Ports) -> None:
+    """Wait for this node, and have governance give it a shipper and agents."""
+    governance = find(GOVERNANCE)
+    _wait_for_node(settings.node)
+    of_cluster = Settings.of_this_node(_answer(governance.cluster_settings.remote()))
+    # Raises where the cluster's tools are confined and this node can't confine them.
+    wiring.open_sandbox(of_cluster.sandbox)
+    _answer(governance.admit_node.remote(settings.node, ports.node_metrics))
+
+
+def leave(settings: Settings) -> None:
+    """End the node's agents, which wake elsewhere when they are called, and ship what is left."""
+    node = _wait_for_node(settings.node)
+    _answer(find(GOVERNANCE).drain_node.remote(settings.node, "leave"))
+    with contextlib.suppress(RayError, ValueError):
+        ray.get(find(shipper_name(node.ray_id)).stop.remote(), timeout=8)
+
+
+def _wait_for_node(name: str) -> Node:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        # An earlier life of the node may not have been given up yet, and its id must not be taken for this one's.
+        if len(living_ids(name)) == 1:
+            return next(node for node in nodes_of_ray() if node.name == name)
+        time.sleep(0.1)
+    raise UnavailableError(f"Ray does not know node {name}, or knows it twice, after {READY_TIMEOUT_S:.0f} s.")
+
+
+def _answer(reference: Any) -> Any:
+    document = json.loads(ray.get(reference, timeout=READY_TIMEOUT_S))
+    if "problem" in document:
+        raise from_problem(document["problem"])
+    return document["ok"]
 
 
 def _start_gateway(settings: Settings, ports: Ports) -> None:
@@ -100,6 +138,10 @@ def main() -> int:
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
     if verb == "start":
         start(settings, ports)
+    elif verb == "join":
+        join(settings, ports)
+    elif verb == "leave":
+        leave(settings)
     else:
         stop()
     return 0

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.directory import Directory, Governance
 from actors.heap import settle
+from actors.ray_actors import HEAD_RESOURCE
 from actors.ray_internals import bind_replica_server_to
 from cluster import wiring
 from cluster.clock import SystemClock
@@ -99,6 +100,7 @@ def deployment(settings: Settings) -> Any:
         # One that is taken away ends the calls that it holds first.
         graceful_shutdown_timeout_s=settings.call_timeout_s + 5,
         health_check_period_s=5,
-        ray_actor_options={"num_cpus": 0},
+        # With the way in, which is on the head: a replica elsewhere would only add a hop, and its ports are that node's.
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: 0.001}},
     )(serve.ingress(_application)(Gateway))
     return deployed.bind(settings.to_json())

@@ -14,7 +14,7 @@ from cluster.agents.life import mint_process
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import Op
-from cluster.coordination.journals import journal_entry
+from cluster.coordination.journals import journal_entry, journal_place
 from cluster.errors import AdmissionDeniedError, InvalidRequestError, NotFoundError, StaleGenerationError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.journal.audit_event import AuditAction, AuditOutcome
@@ -63,16 +63,18 @@ class Activator:
             if row.record.decision_id != record.decision_id:
                 raise NotFoundError(f"Agent {agent_id} was removed and registered anew while it was to start.")
             after = row.record.woken(process)
-            journal = journal_entry(f"agent.{tenant}.{agent_id}", after.generation, self._node)
+            # On which node is Ray's to choose: it is written when the process says where it is.
+            journal = journal_entry(_writer(tenant, agent_id), after.generation, "")
             return self._registry.change(row, after, journal)
 
         after = self._registry.retry(attempt)
         self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, decision, after.generation)
         return after, after.generation
 
-    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
-        """Make a starting generation live at `address`."""
-        return self._step(tenant, agent_id, generation, AgentEvent.STARTED, address)
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
+        """Make a starting generation live at `address` of `node`, which is this governor's own when it is empty."""
+        place = journal_place(_writer(tenant, agent_id), generation, node or self._node)
+        return self._step(tenant, agent_id, generation, AgentEvent.STARTED, address, place)
 
     def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
         """Make a live generation draining."""
@@ -129,10 +131,12 @@ class Activator:
             return record.leaving(AgentEvent.REMOVE), self._registry.ops_to_delete(row)
         return after, self._registry.ops_to_change(row, after)
 
-    def _step(self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str = "") -> AgentRecord:
+    def _step(
+        self, tenant: TenantId, agent_id: AgentId, generation: int, event: AgentEvent, address: str = "", *more: Op
+    ) -> AgentRecord:
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id, generation)
-            return self._registry.change(row, row.record.after(event, generation, address=address))
+            return self._registry.change(row, row.record.after(event, generation, address=address), *more)
 
         after = self._registry.retry(attempt)
         self._write(after, event, AuditOutcome.DONE, None, generation)
@@ -169,6 +173,10 @@ class Activator:
             reason=reason,
             detail={"event": event.value, "state": record.state.value, "generation": generation},
         )
+
+
+def _writer(tenant: TenantId, agent_id: AgentId) -> str:
+    return f"agent.{tenant}.{agent_id}"
 
 
 def _ended(record: AgentRecord, generation: int, event: AgentEvent) -> AgentRecord:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from cluster.admission.activator import Activator
 from cluster.admission.admission import Decision, FailedCheck, admission_request, decide, invocation_request
 from cluster.admission.bundle import PolicyBundle
+from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.quota_use import QuotaUse
@@ -96,6 +97,8 @@ class Registrar:
         self._journal = DecisionJournal(journal, clock)
         self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
         self._activator = Activator(self._registry, engine, self._journal, node=node)
+        # Which nodes take no agents.
+        self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
         # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
         self._tenant_locks = tuple(threading.Lock() for _ in range(64))
 
@@ -204,9 +207,12 @@ class Registrar:
         """
         return self._activator.begin_start(tenant, agent_id)
 
-    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str) -> AgentRecord:
-        """Record that a starting generation answers at `address`; raises StaleGenerationError, IllegalTransitionError."""
-        return self._activator.mark_live(tenant, agent_id, generation, address)
+    def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
+        """Record that a starting generation answers at `address`, and on which node it writes its journal.
+
+        An empty `node` is the governor's own. Raises StaleGenerationError, IllegalTransitionError.
+        """
+        return self._activator.mark_live(tenant, agent_id, generation, address, node)
 
     def mark_draining(self, tenant: TenantId, agent_id: AgentId, generation: int) -> AgentRecord:
         """Record that a live generation takes no new calls; raises StaleGenerationError, IllegalTransitionError."""

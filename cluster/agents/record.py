@@ -181,6 +181,7 @@ class AgentRecord:
             "compliance": list(spec.compliance),
             "max_iterations": spec.max_iterations,
             "labels": dict(spec.labels),
+            "node_labels": dict(spec.node_labels),
             "created_at": utc(self.created_us).isoformat(),
             "registered_by": self.registered_by,
             "decision_id": self.decision_id,

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from cluster.admission.strict_json import parse_strict_json
+from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, NODE_LABEL, VALUE_PATTERN
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import (
     MAX_ITERATIONS,
@@ -49,6 +50,12 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _not_the_platforms(name: str) -> str:
+    if name == NODE_LABEL:
+        raise ValueError("is the platform's own label; ask for a label that the operator gave")
+    return name
+
+
 # Strictly text or a whole number; the words about units come from the parser of quantities.
 _Quantity = {"type": ["string", "integer"], "pattern": QUANTITY_PATTERN, "minimum": 1}
 _Cpu = Annotated[int, BeforeValidator(parse_cpu), WithJsonSchema(_Quantity | {"examples": ["500m", "2"]})]
@@ -61,6 +68,8 @@ _ModelName = Annotated[
 ]
 _LabelName = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_.-]{0,62}$")]
 _LabelValue = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
+_NodeLabelName = Annotated[str, StringConstraints(strict=True, pattern=f"^{NAME_PATTERN}$"), AfterValidator(_not_the_platforms)]
+_NodeLabelValue = Annotated[str, StringConstraints(strict=True, pattern=f"^{VALUE_PATTERN}$")]
 _Instructions = Annotated[str, StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS), AfterValidator(_without_nul)]
 
 
@@ -98,6 +107,9 @@ class RegistrationRequest(_Body):
     # The system prompt.
     instructions: _Instructions = ""
     labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32)
+    node_labels: dict[_NodeLabelName, _NodeLabelValue] = Field(
+        default_factory=dict, max_length=MAX_NODE_LABELS, description="Labels that a node must have for the agent to be there."
+    )
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
     max_replicas: int = Field(
         0,
@@ -151,6 +163,7 @@ class RegistrationRequest(_Body):
             min_replicas=self.min_replicas,
             target_queue=self.target_queue,
             labels=tuple(sorted(self.labels.items())),
+            node_labels=tuple(sorted(self.node_labels.items())),
         )
 
     def fingerprint(self) -> str:

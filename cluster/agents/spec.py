@@ -72,6 +72,8 @@ class AgentSpec:
     min_replicas: int = 0
     # Calls for each replica above which there is to be one more.
     target_queue: int = TARGET_QUEUE
+    # Labels that a node must have for a process of the agent to be there.
+    node_labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def reserved(self) -> Resources:
@@ -97,6 +99,8 @@ class AgentSpec:
             "min_replicas": self.min_replicas,
             "target_queue": self.target_queue,
             "labels": dict(self.labels),
+            # Only when asked for, so that the digests of specs from before there were nodes stay as they are.
+            **({"node_labels": dict(self.node_labels)} if self.node_labels else {}),
         }
 
     @classmethod
@@ -121,6 +125,7 @@ class AgentSpec:
                 min_replicas=value.get("min_replicas", 0),
                 target_queue=value.get("target_queue", TARGET_QUEUE),
                 labels=tuple(sorted(value["labels"].items())),
+                node_labels=tuple(sorted(value.get("node_labels", {}).items())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise IntegrityError(f"A stored agent spec can't be read: {e!r}.") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from cluster.coordination.coordination import Coordination, CoordinationConflictError, Create, Op
+from cluster.coordination.coordination import Coordination, CoordinationConflictError, Create, Op, Set
 from cluster.coordination.epochs import increment
 from cluster.errors import UnavailableError
 
@@ -15,9 +15,16 @@ _ATTEMPTS = 200
 
 
 def journal_entry(writer_id: str, epoch: int, node: str) -> Op:
-    """Return the operation that registers one journal; it conflicts when that epoch was registered before."""
-    value = json.dumps({"writer_id": writer_id, "epoch": epoch, "node": node}, sort_keys=True).encode()
-    return Create(f"/journals/{writer_id}/{epoch}", value)
+    """Return the operation that registers one journal; it conflicts when that epoch was registered before.
+
+    `node` is empty while it is not known yet where the writer will be.
+    """
+    return Create(_path(writer_id, epoch), _value(writer_id, epoch, node))
+
+
+def journal_place(writer_id: str, epoch: int, node: str) -> Op:
+    """Return the operation that says on which node a registered journal is written."""
+    return Set(_path(writer_id, epoch), _value(writer_id, epoch, node))
 
 
 def register_journal(coordination: Coordination, writer_id: str, node: str) -> int:
@@ -35,6 +42,12 @@ def register_journal(coordination: Coordination, writer_id: str, node: str) -> i
     raise UnavailableError(f"No journal of {writer_id} could be registered: too many others do so at the same time.")
 
 
+def journal_node(coordination: Coordination, writer_id: str, epoch: int) -> str | None:
+    """Return the node on which a journal is written, empty when it is not known yet; None for one that is not registered."""
+    found = coordination.get(_path(writer_id, epoch))
+    return None if found is None else str(json.loads(found.value)["node"])
+
+
 def registered_epochs(coordination: Coordination, writer_id: str) -> list[int]:
     """Return the epochs of all journals of `writer_id`, ascending."""
     epochs: list[int] = []
@@ -43,3 +56,11 @@ def registered_epochs(coordination: Coordination, writer_id: str) -> list[int]:
         epochs += [int(n) for n in names]
         after = names[-1]
     return sorted(epochs)
+
+
+def _path(writer_id: str, epoch: int) -> str:
+    return f"/journals/{writer_id}/{epoch}"
+
+
+def _value(writer_id: str, epoch: int, node: str) -> bytes:
+    return json.dumps({"writer_id": writer_id, "epoch": epoch, "node": node}, sort_keys=True).encode()

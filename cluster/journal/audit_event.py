@@ -38,6 +38,9 @@ class AuditAction(StrEnum):
     RECONCILER_KILL = "reconciler:actor:kill"
     POLICY_LOAD = "policy:bundle:load"
     NODE_START = "cluster:node:start"
+    # A node takes no agents any more, and those that it had were ended; it takes agents again.
+    NODE_DRAIN = "cluster:node:drain"
+    NODE_RESUME = "cluster:node:resume"
 
 
 class AuditOutcome(StrEnum):

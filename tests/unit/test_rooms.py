@@ -16,6 +16,7 @@ ROOMS = ("cluster", "actors", "serve_apps", "cli")
 ENVIRONMENT = {
     "cluster/settings.py": "the one place where settings are read",
     "actors/topology.py": "hands the operator's environment on to the processes that it starts",
+    "actors/joined_node.py": "hands the operator's environment on to the processes that it starts",
     "actors/ray_internals.py": "tells Ray how to authenticate, which it reads from nowhere else",
 }
 

@@ -64,6 +64,7 @@ class Ray:
         monkeypatch.setattr(agent_process, "kill", self.killed.append)
         # Without its thread for ever: one that outlives a test may collect what only the test's own thread may drop.
         monkeypatch.setattr(Metrics, "of_process", Metrics)
+        monkeypatch.setattr(agent_processes, "nodes_of_ray", list)
         monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
 
     def find(self, name: str) -> Handle:

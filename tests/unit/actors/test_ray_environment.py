@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.ray_environment import Ports, head_command, ray_environment
+from actors.ray_environment import Ports, head_command, ray_environment, worker_command
 from cluster.settings import Settings
 
 PORTS = Ports(*range(1, len(Ports.__dataclass_fields__) + 1))
@@ -49,3 +49,12 @@ def test_every_listener_of_the_head_has_a_port_of_ours(tmp_path: Path) -> None:
 def test_a_loopback_host_stays_loopback(tmp_path: Path, host: str) -> None:
     """Ray replaces 127.0.0.1 by the machine's address unless it is told not to."""
     assert environment(tmp_path, host=host).get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0"
+
+
+def test_a_node_that_joins_names_itself_and_its_labels(tmp_path: Path) -> None:
+    """Ray knows it by a label, its processes by their environment; its ports are its own, and it opens no way in."""
+    settings = Settings.load(home=tmp_path, node="w1", node_labels="zone=a")
+    command = worker_command(settings, PORTS, "127.0.0.1:6379")
+    assert {"--address=127.0.0.1:6379", "--labels=sovereign-node=w1,zone=a"} <= set(command)
+    assert not any(option.startswith(("--head", "--port=", "--dashboard-port")) for option in command)
+    assert environment(tmp_path, node="w1")["SOVEREIGN_NODE"] == "w1"

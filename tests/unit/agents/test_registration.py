@@ -74,14 +74,23 @@ def test_the_digest_names_what_is_asked_and_not_how() -> None:
     same["capabilities"] = [*reversed(EXAMPLE["capabilities"]), "market_analysis"]
     digest = parse_registration(EXAMPLE).to_spec(DEFAULTS).digest
     assert parse_registration(same).to_spec(DEFAULTS).digest == digest
-    for path, value in [("model", "local:x"), ("instructions", "x"), ("replicas", 2), ("labels", {"a": "b"})]:
+    for path, value in [
+        ("model", "local:x"),
+        ("instructions", "x"),
+        ("replicas", 2),
+        ("labels", {"a": "b"}),
+        ("node_labels", {"a": "b"}),
+    ]:
         assert parse_registration(changed(path, value)).to_spec(DEFAULTS).digest != digest
 
 
 def test_a_spec_is_read_back_as_it_was() -> None:
     """A stored spec is the same spec; what is not one raises IntegrityError."""
     spec = parse_registration(EXAMPLE).to_spec(DEFAULTS)
-    assert AgentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    placed = parse_registration(changed("node_labels", {"zone": "a"})).to_spec(DEFAULTS)
+    assert "node_labels" not in spec.to_json()  # or the digest of every spec from before would be another
+    for whole in (spec, placed):
+        assert AgentSpec.from_json(json.loads(json.dumps(whole.to_json()))) == whole
     for broken in ({}, spec.to_json() | {"agent_id": "../x"}, spec.to_json() | {"labels": None}):
         with pytest.raises(IntegrityError):
             AgentSpec.from_json(broken)
@@ -100,7 +109,7 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 
 FIELDS = ["agent_id", "capabilities", "security_policy", "compliance_requirements", "model", "instructions", "labels", "replicas"]
-FIELDS += ["max_replicas", "min_replicas", "target_queue"]
+FIELDS += ["max_replicas", "min_replicas", "target_queue", "node_labels"]
 FIELDS += [f"security_policy.{f}" for f in EXAMPLE["security_policy"]] + ["security_policy.max_iterations"]
 FIELDS += ["security_policy.resource_limits.cpu", "security_policy.resource_limits.memory"]
 
@@ -156,6 +165,10 @@ def test_an_odd_quantity_is_refused_and_named(odd: object) -> None:
         ("instructions", "x" * 16_385),
         ("labels", {"Bad Name": "x"}),
         ("labels", {"a": "b c"}),
+        ("node_labels", {"zone": "!a"}),
+        ("node_labels", {"zone": "in(a)"}),
+        ("node_labels", {"zone": ""}),
+        ("node_labels", {"sovereign-node": "n1"}),
         ("replicas", 0),
         ("max_replicas", 0),
         ("max_replicas", 65),
