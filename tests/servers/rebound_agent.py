@@ -21,9 +21,11 @@ from actors.start_order import StartOrder
 from actors.wire import CallAnswer, CallOrder
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec, Resources
+from cluster.clock import SystemClock
 from cluster.errors import SovereignError
 from cluster.identity.grants import SessionGrant, derive_agent_key, issue_ticket
 from cluster.identity.ids import AgentId, ProjectId, TenantId
+from cluster.journal.backlog import Backlog
 from cluster.settings import Settings
 
 MASTER = b"m" * 32
@@ -81,6 +83,9 @@ def open_files(home: Path) -> list[str]:
 async def live_two_lives(home: Path) -> dict[str, Any]:
     """Be one agent after the other, and return what was seen."""
     seen: dict[str, Any] = {}
+    journals = Settings.load(home=home).journal_dir
+    journals.mkdir(parents=True)
+    Backlog(0, SystemClock().monotonic_us()).write(journals)  # as a shipper says that there is room
     limit = resource.getrlimit(resource.RLIMIT_DATA)
     actor = AgentActor(order(home, "b", 1))
     told = json.loads(await actor.start(key("b", 1)))
