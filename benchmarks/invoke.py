@@ -7,15 +7,20 @@ Both sides run in one cluster under the same HAProxy and flags, each with one ga
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from benchmarks.load import Measured, wrk
 from benchmarks.running import cluster, emit, progress
+from tests.governors import changed_policies
 from tests.servers.cluster import RunningCluster
 
 SPREAD = 16
@@ -110,13 +115,21 @@ def agent_only(seconds: float) -> float:
     return float(output)
 
 
+def raw_actors_allowed(folder: Path) -> Path:
+    """Return policies by which jobs of the default tenant may have actors of their own."""
+    return changed_policies(folder, "plans.yaml", {"standard.raw_actors": True})
+
+
 def start_bare(running: RunningCluster, agents: list[str]) -> None:
     import ray
     from ray import serve
 
     from actors.ray_connection import connect_to
+    from actors.ray_internals import JOB_CONFIG, JOB_ID_KEY
     from benchmarks.bare import BareGateway, start_bare_agent
 
+    # As a job of a tenant that may have actors of its own; anybody else's are ended.
+    os.environ[JOB_CONFIG] = json.dumps({"metadata": {JOB_ID_KEY: "bare"}})
     connect_to(running.settings)
     for name in agents:
         start_bare_agent(name)
@@ -133,7 +146,10 @@ def main() -> None:
     if options.seconds < 2:
         parser.error("--seconds must be 2 or more: a call of the slow mix takes one")
     agents = [f"bench-{i}" for i in range(SPREAD)]
-    with cluster(num_cpus=64) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="sov-bench-") as folder,
+        cluster(num_cpus=64, gateway_max_replicas=1, policy_dir=raw_actors_allowed(Path(folder))) as running,
+    ):
         progress("registering and waking agents on both sides")
         for name in agents:
             running.register(name, cpu="1000m").raise_for_status()

@@ -45,7 +45,10 @@ class Settings(BaseSettings):
         1, ge=0, le=32, description="Gateway processes that are always there; with 0 the first call after a lull waits for one."
     )
     gateway_max_replicas: int = Field(
-        0, ge=0, le=32, description="Gateway processes at most; 0 means one for every two CPUs, and at least the minimum."
+        0,
+        ge=0,
+        le=32,
+        description="Gateway processes at most; 0 means one for every two CPUs of the machine, and at least the minimum.",
     )
     gateway_target_queue: int = Field(
         128,
@@ -145,7 +148,7 @@ class Settings(BaseSettings):
     @property
     def most_gateways(self) -> int:
         """The gateway processes that there may be at once."""
-        return max(self.gateway_max_replicas or (self.num_cpus or os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
+        return max(self.gateway_max_replicas or (os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
 
     @property
     def run_dir(self) -> Path:
