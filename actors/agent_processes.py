@@ -54,7 +54,7 @@ TICKET_TTL_S = 300.0
 SETTLE_DELAY_S = 0.1
 ACCOUNT_INTERVAL_S = 2.0
 # While there is room, an agent that was called so lately keeps its process, and who wakes starts cold.
-REBIND_IDLE_S = 1.0
+REBIND_IDLE_S = 30.0
 # How long the calls of a replica that is no longer needed may go on; each has a deadline of its own.
 RETIRE_S = 3600.0
 # Starts that may wait for their turn.
