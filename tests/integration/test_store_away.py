@@ -29,8 +29,7 @@ def test_threat_64_a_lake_that_is_away_closes_the_way_in_until_it_is_back(tmp_pa
         assert int(answer.headers["retry-after"]) > 0
         late = cluster.register("late", model="scripted:echo")
         assert (late.status_code, late.json()["code"]) == (503, "journal_full")
-        said = journal(cluster)
-        assert said["admits"] is False
+        said = eventually(lambda: journal(cluster), lambda said: said["admits"] is False)
         assert said["nothing_shipped_since"]
         lake.unlink()
         away.rename(lake)
