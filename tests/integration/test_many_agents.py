@@ -75,7 +75,7 @@ def test_replicas_follow_the_load_and_conversations_keep_their_order(crowd: Runn
 def test_agents_share_processes_and_keep_their_conversations(crowd: RunningCluster) -> None:
     """Six agents on two processes: none is ended or started, each remembers its own conversation and nobody else's.
 
-    Controls: actors/agent_processes.py AgentProcesses._take_over, actors/agent.py AgentActor.vacate.
+    Controls: actors/places.py Places._take_over, actors/agent.py AgentActor.vacate.
     """
     names = [f"crowd-{n}" for n in range(6)]
     for name in names:

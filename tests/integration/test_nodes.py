@@ -219,7 +219,7 @@ def test_a_node_killed_under_load_loses_no_acknowledged_call(nodes: Nodes) -> No
     """kill -9 of a node's every process: its agents wake elsewhere, and each acknowledged call is in the lake exactly once.
 
     What it had not shipped is shipped from the head, out of its own folder. Controls: actors/orphaned_journals.py
-    OrphanedJournals.step, actors/agent_processes.py AgentProcesses._lost.
+    OrphanedJournals.step, actors/lives.py Lives.lost.
     """
     cluster = nodes.cluster
     dying = cluster.settings.of_node(nodes.b)
