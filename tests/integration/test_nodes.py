@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from actors.node_state import read_node_state
-from actors.topology import marked
+from actors.marked import marked
+from actors.run_state import read_node_state
 from cluster import wiring
 from cluster.coordination.journals import journal_node
 from cluster.journal.journal_id import list_journals
