@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +19,14 @@ from cluster.admission.bundle import PolicyBundle
 from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.policy_engine import PolicyEngine
-from cluster.admission.quota_use import QuotaUse
+from cluster.admission.prerequisites import failed_prerequisites
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.agents.budget import UNITS, Budget
+from cluster.agents.holding import holding_of
 from cluster.agents.lifecycle import AgentEvent, AgentState
+from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import RegistrationRequest
 from cluster.agents.spec import AgentSpec, Resources, SpecDefaults
@@ -54,6 +58,7 @@ EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 # Spelled here, because the registrar's own `list` hides the builtin inside its class.
 LiveRows = list[LiveRow]
 Kept = list[tuple[TenantId, AgentId]]
+Reservations = list[tuple[str, str, Budget]]
 _Records = list[AgentRecord]
 # What completes a registration of a tenant that has no plan: it is refused, and nothing of it is allowed anywhere.
 _NO_PLAN: Final = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data_access_level="")
@@ -99,6 +104,8 @@ class Registrar:
         self._activator = Activator(self._registry, engine, self._journal, node=node)
         # Which nodes take no agents.
         self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
+        # The nodes that are known, of which each admission takes account; while there are none, none is missed.
+        self.nodes: Callable[[], Sequence[Node]] = tuple
         # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
         self._tenant_locks = tuple(threading.Lock() for _ in range(64))
 
@@ -255,13 +262,29 @@ class Registrar:
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
-        use, plan = self._registry.quota_use(tenant), self._bundle.catalog.plan_of(tenant)
+        held, plan = self._registry.accounts.quota_use(tenant).held, self._bundle.catalog.plan_of(tenant)
         bound = plan.quota if plan else None
         return {
-            "cpu_milli": {"used": use.resources.cpu_milli, "limit": bound.cpu if bound else 0},
-            "memory_bytes": {"used": use.resources.memory_bytes, "limit": bound.memory if bound else 0},
-            "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
+            "cpu_milli": {"used": held.resources.cpu_milli, "limit": bound.cpu if bound else 0},
+            "memory_bytes": {"used": held.resources.memory_bytes, "limit": bound.memory if bound else 0},
+            "agents": {"used": held.agents, "limit": bound.agents if bound else 0},
         }
+
+    def budget(self, tenant: TenantId) -> dict[str, Any]:
+        """Return what is reserved and spent of the tenant's budget, by unit; a limit of None bounds nothing."""
+        use, plan = self._registry.accounts.budget_use(tenant), self._bundle.catalog.plan_of(tenant)
+        return {
+            unit: {
+                "reserved": use.reserved.of(unit),
+                "settled": use.settled.of(unit),
+                "limit": plan.budget.of(unit) if plan else 0,
+            }
+            for unit in UNITS
+        }
+
+    def reservations(self, tenant: TenantId) -> Reservations:
+        """Return decision id, agent and amount of every reservation of the tenant."""
+        return [*self._registry.accounts.reservations(tenant)]
 
     def may_have_raw_actors(self, tenant: str) -> bool:
         """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
@@ -307,6 +330,8 @@ class Registrar:
         decision = decide(self._engine, admission_request(principal, spec))
         # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
         unmet = tuple(FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations)
+        nodes = self.nodes()
+        unmet += failed_prerequisites(spec, self._bundle.catalog.plan_of(principal.tenant), nodes)
         allowed = decision.allow and not unmet
         self._journal.write(
             AuditAction.ADMISSION_DECIDE,
@@ -316,7 +341,12 @@ class Registrar:
             actor=principal.subject,
             decision=decision,
             request_id=request_id,
-            detail={"spec_digest": spec.digest},
+            detail={
+                "spec_digest": spec.digest,
+                "reserves": holding_of(spec).to_json() | spec.budget.to_json(),
+                "nodes": sorted(node.name for node in nodes),
+            }
+            | ({"unmet": {f.name: f.message for f in unmet}} if unmet else {}),
             sync=allowed,
         )
         if not allowed:
@@ -334,15 +364,9 @@ class Registrar:
         plan = self._bundle.catalog.plan_of(tenant)
         if plan is None:
             raise NotFoundError(f"There is no tenant {tenant}.")
-        quota = plan.quota
         # A name that was used before starts above its last generation, so that no key or actor name ever comes back.
         new = replace(record, generation=self._registry.retired_generation(tenant, spec.agent_id))
-
-        def with_it(used: QuotaUse) -> QuotaUse:
-            used.require_room(spec, quota, tenant)
-            return used.plus(spec)
-
-        self._registry.create(new, with_it, fingerprint)
+        self._registry.create([new], plan, fingerprint)
         return Registration(new, created=True)
 
     def _known(self, tenant: TenantId, spec: AgentSpec, key: str, fingerprint: str) -> Registration | None:

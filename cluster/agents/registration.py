@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from cluster.admission.strict_json import parse_strict_json
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, NODE_LABEL, VALUE_PATTERN
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import (
@@ -84,6 +85,13 @@ class ResourceLimitsBody(_Body):
     memory: _Memory = 0
 
 
+class BudgetBody(_Body):
+    """What the agent may spend; a unit left out is the tenant's default."""
+
+    tokens: int = Field(0, ge=1, le=MAX_BUDGET)
+    micro_usd: int = Field(0, ge=1, le=MAX_BUDGET, description="Millionths of a US dollar.")
+
+
 class SecurityPolicyBody(_Body):
     """What the agent may do; a field left out is the tenant's default."""
 
@@ -110,6 +118,7 @@ class RegistrationRequest(_Body):
     node_labels: dict[_NodeLabelName, _NodeLabelValue] = Field(
         default_factory=dict, max_length=MAX_NODE_LABELS, description="Labels that a node must have for the agent to be there."
     )
+    budget: BudgetBody = Field(default_factory=BudgetBody)
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
     max_replicas: int = Field(
         0,
@@ -164,6 +173,7 @@ class RegistrationRequest(_Body):
             target_queue=self.target_queue,
             labels=tuple(sorted(self.labels.items())),
             node_labels=tuple(sorted(self.node_labels.items())),
+            budget=Budget(self.budget.tokens, self.budget.micro_usd).or_else(defaults.budget),
         )
 
     def fingerprint(self) -> str:
