@@ -20,7 +20,7 @@ import orjson
 
 from cluster.admission.accounts import Accounts
 from cluster.admission.catalog import Plan
-from cluster.agents.lifecycle import AgentState
+from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
@@ -158,37 +158,32 @@ class Registry:
         self.transact([*self.ops_to_change(row, record), *more])
         return record
 
-    def delete(self, row: Row) -> None:
-        """Remove the row and give its quota back, in one transaction."""
-        self.transact(self.ops_to_delete(row))
+    def remove(self, rows: Sequence[Row], *more: Op) -> list[AgentRecord]:
+        """Remove rows of one tenant, revoke those that have a process, and do `more`, in one transaction.
+
+        Returns the records as they are left. Quota and budget of those without a process come back.
+        """
+        ops: list[Op] = []
+        left: list[AgentRecord] = []
+        for row in rows:
+            if row.record.state is AgentState.PASSIVE:
+                ops += _ops_to_delete(row)
+                left.append(row.record.leaving(AgentEvent.REMOVE))
+            else:
+                left.append(row.record.leaving(AgentEvent.REVOKE))
+                ops += _ops_to_change(row, left[-1])
+        gone = [row.record for row in rows if row.record.state is AgentState.PASSIVE]
+        self.transact([*ops, *self.accounts.ops(rows[0].record.tenant, gone, ()), *more])
+        return left
 
     def ops_to_change(self, row: Row, record: AgentRecord, bounds: Plan | None = None) -> list[Op]:
         """Return what `change` does, for a transaction that does more; with `bounds` it raises QuotaExceededError."""
-        live = _live_path(record)
-        ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version)]
-        if record.lives and not row.record.lives:
-            ops.append(Create(live, b"{}"))
-        elif row.record.lives and not record.lives:
-            ops.append(Delete(live))
-        if bool(record.spec.min_replicas) != bool(row.record.spec.min_replicas):
-            kept = _kept_path(record)
-            ops.append(Create(kept, b"{}") if record.spec.min_replicas else Delete(kept))
-        return [*ops, *self.accounts.ops(record.tenant, [row.record], [record], bounds)]
+        accounts = self.accounts.ops(record.tenant, [row.record], [record], bounds)
+        return [*_ops_to_change(row, record), *accounts]
 
     def ops_to_delete(self, row: Row) -> list[Op]:
         """Return what `delete` does, for a transaction that does more."""
-        record = row.record
-        tenant, agent = record.tenant, record.spec.agent_id
-        ops: list[Op] = [Delete(_agent_path(tenant, agent), row.version)]
-        if record.lives:
-            ops.append(Delete(_live_path(record)))
-        if record.idempotency:
-            ops.append(Delete(_key_path(tenant, record.idempotency)))
-        if record.spec.min_replicas:
-            ops.append(Delete(_kept_path(record)))
-        if record.generation:
-            ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
-        return [*ops, *self.accounts.ops(tenant, [record], ())]
+        return [*_ops_to_delete(row), *self.accounts.ops(row.record.tenant, [row.record], ())]
 
     def transact(self, ops: list[Op]) -> None:
         """Do `ops` together, as long as this governor is the governor."""
@@ -203,6 +198,34 @@ def digest_key(idempotency_key: str) -> str:
     if len(idempotency_key) > 255 or not idempotency_key.isascii() or not idempotency_key.isprintable():
         raise ConflictError("The Idempotency-Key must be 1 to 255 printable ASCII characters.")
     return hashlib.sha256(idempotency_key.encode()).hexdigest()
+
+
+def _ops_to_change(row: Row, record: AgentRecord) -> list[Op]:
+    live = _live_path(record)
+    ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version)]
+    if record.lives and not row.record.lives:
+        ops.append(Create(live, b"{}"))
+    elif row.record.lives and not record.lives:
+        ops.append(Delete(live))
+    if bool(record.spec.min_replicas) != bool(row.record.spec.min_replicas):
+        kept = _kept_path(record)
+        ops.append(Create(kept, b"{}") if record.spec.min_replicas else Delete(kept))
+    return ops
+
+
+def _ops_to_delete(row: Row) -> list[Op]:
+    record = row.record
+    tenant, agent = record.tenant, record.spec.agent_id
+    ops: list[Op] = [Delete(_agent_path(tenant, agent), row.version)]
+    if record.lives:
+        ops.append(Delete(_live_path(record)))
+    if record.idempotency:
+        ops.append(Delete(_key_path(tenant, record.idempotency)))
+    if record.spec.min_replicas:
+        ops.append(Delete(_kept_path(record)))
+    if record.generation:
+        ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
+    return ops
 
 
 def _agent_path(tenant: TenantId, agent: AgentId) -> str:

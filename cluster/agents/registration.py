@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import orjson
 from pydantic import (
@@ -40,6 +40,7 @@ from cluster.agents.spec import (
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import AgentId
 
+_B = TypeVar("_B", bound=BaseModel)
 MAX_REGISTRATION_BYTES: Final = 64 << 10
 MAX_INSTRUCTIONS_CHARS: Final = 16_384
 _MAX_NAMES: Final = 64
@@ -183,18 +184,23 @@ class RegistrationRequest(_Body):
         ).hexdigest()
 
 
+def parse_body(kind: type[_B], body: bytes | Mapping[str, Any], max_bytes: int) -> _B:
+    """Return the `kind` of a JSON body or of its parsed form; raises as `parse_registration` does."""
+    parsed = parse_strict_json(body, max_bytes=max_bytes) if isinstance(body, bytes) else body
+    try:
+        return kind.model_validate(parsed)
+    except ValidationError as e:
+        errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
+    raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
+
+
 def parse_registration(body: bytes | Mapping[str, Any]) -> RegistrationRequest:
     """Return the request of a JSON body or of its parsed form.
 
     Raises InvalidRequestError that names every wrong field by its dotted path ("security_policy.resource_limits.memory"),
     PayloadTooLargeError above 64 KiB.
     """
-    parsed = parse_strict_json(body, max_bytes=MAX_REGISTRATION_BYTES) if isinstance(body, bytes) else body
-    try:
-        return RegistrationRequest.model_validate(parsed)
-    except ValidationError as e:
-        errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
-    raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
+    return parse_body(RegistrationRequest, body, MAX_REGISTRATION_BYTES)
 
 
 _WORDS: Final = {
