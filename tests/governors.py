@@ -102,7 +102,7 @@ def facts(home: Path) -> list[AuditEvent]:
 
 
 def assert_whole(home: Path, registrar: Registrar, tenant: TenantId = DEFAULT) -> list[str]:
-    """Check what is held and reserved against rows, rows against decisions, decisions against outcomes; return the agents' ids."""
+    """Check what is held and reserved against rows, rows against decisions, those against outcomes; return the agents' ids."""
     records = registrar.list(tenant, "", 10_000)
     held, reserved = NOTHING, NO_BUDGET
     for record in records:
