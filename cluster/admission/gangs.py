@@ -75,7 +75,12 @@ class Gangs:
             return known, False
         specs = [self._decisions.spec(tenant, member) for member in request.agents]
         gang = Gang(
-            request.gang_id, tuple(s.agent_id for s in specs), request.strategy, f"{GROUP_PREFIX}{tenant}:{uuid7()}", fingerprint
+            tenant,
+            request.gang_id,
+            tuple(s.agent_id for s in specs),
+            request.strategy,
+            f"{GROUP_PREFIX}{tenant}:{uuid7()}",
+            fingerprint,
         )
         records = self._decide(principal, specs, gang, request_id)
         bounds = self._decisions.bounds(tenant)

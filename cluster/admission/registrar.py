@@ -60,6 +60,7 @@ EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 LiveRows = list[LiveRow]
 Kept = list[tuple[TenantId, AgentId]]
 LiveGangs = list[Gang]
+Members = list[AgentRecord]
 Reservations = list[tuple[str, str, Budget]]
 _Records = list[AgentRecord]
 
@@ -197,6 +198,10 @@ class Registrar:
     def gang(self, tenant: TenantId, gang_id: str) -> Gang:
         """Return a gang; raises NotFoundError."""
         return self._gangs.find(tenant, gang_id)
+
+    def gang_members(self, tenant: TenantId, gang_id: str) -> Members:
+        """Return the members of a gang that are not being removed; raises NotFoundError."""
+        return self._gangs.members(tenant, self._gangs.find(tenant, gang_id))
 
     def gangs(self) -> LiveGangs:
         """Return every gang of every tenant."""

@@ -32,6 +32,7 @@ class Strategy(StrEnum):
 class Gang:
     """Which agents it has, in order, and how they are to be placed."""
 
+    tenant: str
     gang_id: str
     agents: tuple[str, ...]
     strategy: Strategy
@@ -44,6 +45,7 @@ class Gang:
         """Return the value of this gang's node."""
         return orjson.dumps(
             {
+                "tenant": self.tenant,
                 "gang_id": self.gang_id,
                 "agents": self.agents,
                 "strategy": self.strategy.value,
@@ -52,12 +54,17 @@ class Gang:
             }
         )
 
+    def to_public(self) -> dict[str, Any]:
+        """Return what its owner may see."""
+        return {"gang_id": self.gang_id, "agents": list(self.agents), "strategy": self.strategy.value}
+
     @classmethod
     def from_bytes(cls, value: bytes) -> Gang:
         """Return the gang that `to_bytes` wrote; raises IntegrityError."""
         try:
             d: dict[str, Any] = orjson.loads(value)
-            return cls(d["gang_id"], tuple(d["agents"]), Strategy(d["strategy"]), d["group"], d["fingerprint"])
+            strategy = Strategy(d["strategy"])
+            return cls(d["tenant"], d["gang_id"], tuple(d["agents"]), strategy, d["group"], d["fingerprint"])
         except (KeyError, TypeError, ValueError) as e:
             raise IntegrityError(f"A stored gang can't be read: {e!r}.") from None
 

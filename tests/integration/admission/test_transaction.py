@@ -32,7 +32,7 @@ from tests.integration.admission.test_registration_races import Fatal, FatalJour
 from tests.sizes import soak
 
 # So many are asked for, and so many fit.
-CROWD, ROOM = soak(200, 1_000), soak(20, 100)
+CROWD, ROOM = soak(300, 1_000), 100
 BUDGET = {"tokens": 7, "micro_usd": 3}
 _MODULE = "tests.integration.admission.test_transaction"
 
@@ -77,6 +77,12 @@ def test_threat_39_a_crowd_at_the_edge_gets_exactly_what_fits(tmp_path: Path, bo
     }
     store.close()
     other = start("crowd", arguments)
+    # Only when both are ready to begin, so that they meet.
+    assert other.stdout is not None
+    assert other.stdin is not None
+    assert other.stdout.readline() == b"ready\n"
+    other.stdin.write(b"go\n")
+    other.stdin.flush()
     mine = try_to_register(governor, [f"m-{n}" for n in range(CROWD - CROWD // 2)], 16)
     theirs = other.communicate(timeout=600)[0].decode().split()
     assert other.returncode == 0
@@ -91,14 +97,18 @@ def crowd(home: str, policies: str, epoch: int, names: list[str]) -> None:
     folder = Path(home)
     sink = JournalWriter(folder / "journal", "side.crowd", 1)
     governor = begin(folder, policies=Path(policies), epoch=epoch, sink=sink)
+    tell("ready")
+    sys.stdin.readline()
     for name in try_to_register(governor, names, 16):
-        os.write(1, f"{name}\n".encode())
+        tell(name)
     governor.close()
 
 
 def start(function: str, arguments: dict[str, Any]) -> subprocess.Popen[bytes]:
     code = f"import json, sys; import {_MODULE} as t; t.{function}(**json.loads(sys.argv[1]))"
-    return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], stdout=subprocess.PIPE, env=os.environ)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
+    )
 
 
 def busy(home: str, policies: str, life: int, seed: int, fatal_at: int) -> None:
