@@ -32,7 +32,7 @@ from tests.integration.admission.test_registration_races import Fatal, FatalJour
 from tests.sizes import soak
 
 # So many are asked for, and so many fit.
-CROWD, ROOM = soak(300, 1_000), 100
+CROWD, ROOM = soak(150, 1_000), soak(60, 100)
 BUDGET = {"tokens": 7, "micro_usd": 3}
 _MODULE = "tests.integration.admission.test_transaction"
 
