@@ -100,6 +100,17 @@ def test_it_looks_once_a_second_and_tells_each_change_once(tmp_path: Path, caplo
     ]
 
 
+def test_a_status_says_what_is_and_not_what_was(tmp_path: Path) -> None:
+    """An agent's process may have looked a moment later, and refused: who then asks for the status hears the same."""
+    clock = FakeClock()
+    gate = JournalGate(tmp_path, limit_bytes=LIMIT, reserve_bytes=0, clock=clock)
+    Backlog(0, clock.monotonic_us()).write(tmp_path)
+    gate.check()
+    Backlog(LIMIT, clock.monotonic_us()).write(tmp_path)
+    said = gate.status()
+    assert (said["admits"], said["backlog_bytes"]) == (False, LIMIT)
+
+
 def test_the_file_is_no_journal(tmp_path: Path) -> None:
     """It lies among the journals, and nobody ships it."""
     Backlog(1, 2).write(tmp_path)
