@@ -169,6 +169,9 @@ class AgentProcesses:
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
         self.nodes.cordoned = await self._run(self._registrar.cordons.all)
+        if self.nodes.cordoned:
+            with contextlib.suppress(RayError, OSError):  # which of them is the head's own
+                self.nodes.learn(await self._run(nodes_of_ray))
         wanted = await self.rows_by_name()
         running = await self._run(partial(names, PROCESS_PREFIX))
         for name in running - wanted.keys():
@@ -326,7 +329,8 @@ class AgentProcesses:
                 live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec))
                 if await live.adopt():
                     self._room.take(live.resources)
-                    if row.state == "draining":
+                    # Also when the governor that drained its node died before it came to this one.
+                    if row.state == "draining" or not self.nodes.takes(live.node):
                         self._retire(live)
                         return
                     self._lives.put(live)

@@ -413,3 +413,19 @@ async def test_a_call_to_an_agent_that_an_earlier_governor_began_to_end_is_told_
     assert ray.killed == []
     go_on.set()
     await asyncio.gather(*found._retiring.values())
+
+
+async def test_a_governor_that_died_while_it_drained_a_node_leaves_no_agent_there(
+    settings: Settings, registrar: Registrar, ray: Ray
+) -> None:
+    """The node says that it is drained, so the next one ends what the last one did not come to."""
+
+    async def status() -> bytes:
+        return json.dumps(json.loads(await answers(AGENT, 1)()) | {"node": "b"}).encode()
+
+    registrar.cordons.put("b", "operator:test")
+    ray.actors[process(registrar)] = Handle(status)
+    found = await processes(settings, registrar)
+    await found.recover()
+    await asyncio.gather(*found._retiring.values())
+    assert (list(found.live), ray.killed, state(registrar)) == ([], [], "passive")
