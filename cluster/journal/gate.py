@@ -103,7 +103,6 @@ class JournalGate:
         now_us = self._clock.monotonic_us()
         if now_us < self._look_at_us:
             return
-        self._look_at_us = now_us + SAMPLE_US
         self._backlog = Backlog.read(self._directory)
         self._free_bytes = _free_bytes(self._directory)
         before, self._closed = (
@@ -118,6 +117,8 @@ class JournalGate:
                 was_closed=self._closed is not None,
             ),
         )
+        # Last: a look that fails says nothing, and the next one who asks looks again.
+        self._look_at_us = now_us + SAMPLE_US
         if self._closed is not None and before is None:
             log.warning("nothing new is admitted here: %s", self._closed.why)
         elif self._closed is None and before is not None:
