@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
+    body_timeout_s: float = Field(30.0, gt=0, description="How long a body may take to come; then the request is answered 408.")
     lake_url: str = Field(
         "", description="Where usage and audit go: a `file://` URL or `s3://bucket/prefix`; empty means `<home>/lake`."
     )

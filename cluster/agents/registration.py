@@ -72,6 +72,9 @@ _NodeLabelName = Annotated[str, StringConstraints(strict=True, pattern=f"^{NAME_
 _NodeLabelValue = Annotated[str, StringConstraints(strict=True, pattern=f"^{VALUE_PATTERN}$")]
 _Instructions = Annotated[str, StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS), AfterValidator(_without_nul)]
 
+# Pydantic says which keys there may be by a pattern, but not that there are no others.
+_CLOSED: Final[dict[str, Any]] = {"additionalProperties": False}
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -106,9 +109,12 @@ class RegistrationRequest(_Body):
     model: _ModelName = ""
     # The system prompt.
     instructions: _Instructions = ""
-    labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32)
+    labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32, json_schema_extra=_CLOSED)
     node_labels: dict[_NodeLabelName, _NodeLabelValue] = Field(
-        default_factory=dict, max_length=MAX_NODE_LABELS, description="Labels that a node must have for the agent to be there."
+        default_factory=dict,
+        max_length=MAX_NODE_LABELS,
+        description="Labels that a node must have for the agent to be there.",
+        json_schema_extra=_CLOSED,
     )
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
     max_replicas: int = Field(
