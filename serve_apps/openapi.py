@@ -72,7 +72,12 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
         }
     ],
     "list": [
-        {"name": "after", "in": "query", "schema": _AGENT_ID, "description": "Begin after this agent id."},
+        {
+            "name": "after",
+            "in": "query",
+            "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
+            "description": "Begin after this agent id.",
+        },
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ],
 }

@@ -68,7 +68,7 @@ def test_made_up_requests_find_nothing(
 
     @given(case=document[path][method].as_strategy(generation_mode=mode))
     @settings(
-        max_examples=soak(8, 300),
+        max_examples=soak(5, 300),
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
