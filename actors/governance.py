@@ -32,7 +32,7 @@ from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.agents.sandbox import SandboxWeakWarning
-from cluster.errors import FieldError, InvalidRequestError, NotFoundError, SovereignError, UnavailableError
+from cluster.errors import ConflictError, FieldError, NotFoundError, SovereignError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -121,7 +121,7 @@ class GovernanceActor:
         who = Principal.from_json(principal)
         request = parse_registration(body)
         if request.agent_id != AgentId.parse(agent_id, "agent_id"):
-            raise InvalidRequestError(
+            raise ConflictError(
                 "The body names another agent than the path.", errors=[FieldError("agent_id", "must be the one of the path")]
             )
         self._gate.check()

@@ -39,13 +39,21 @@ class ApiClient:
     def __exit__(self, *exc: object) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, *, body: Any = None, params: dict[str, Any] | None = None) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
         """Send one request and return the JSON of its answer (None if empty); raises what the cluster refused with."""
         import httpx
 
         query = {name: value for name, value in (params or {}).items() if value is not None}
         try:
-            answer = self._client.request(method, path, json=body, params=query)
+            answer = self._client.request(method, path, json=body, params=query, headers=headers)
         except httpx.HTTPError as e:
             raise self._away(e) from None
         if answer.status_code >= 400:

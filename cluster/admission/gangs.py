@@ -13,7 +13,7 @@ from cluster.admission.admission import FailedCheck
 from cluster.admission.changes import TenantLock
 from cluster.admission.decisions import Decisions
 from cluster.admission.registry import DeposedError, Registry
-from cluster.agents.gang import GROUP_PREFIX, Gang, gang_infeasible
+from cluster.agents.gang import GROUP_PREFIX, Gang, gang_unfit
 from cluster.agents.gang_registration import GangRequest
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec
@@ -123,11 +123,11 @@ class Gangs:
     def _decide(self, principal: Principal, specs: list[AgentSpec], gang: Gang, request_id: str) -> list[AgentRecord]:
         """Return the members' records, each with its decision on disk; raises AdmissionDeniedError, and then all are void."""
         nodes = self._decisions.nodes()
-        why = gang_infeasible(specs, gang.strategy, nodes) if nodes else ""
-        more = [FailedCheck("gang_feasible", why)] if why else []
         records: list[AgentRecord] = []
         errors: list[FieldError] = []
         for index, spec in enumerate(specs):
+            unfit = gang_unfit(specs, index, gang.strategy, nodes)
+            more = [FailedCheck(name, why) for name, why in unfit.items()]
             decision, failed = self._decisions.decide(principal, spec, request_id, more=more, sync=False)
             errors += [FieldError(f"agents.{index}.{f.name}", f.message) for f in failed]
             if not failed:

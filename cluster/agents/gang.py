@@ -69,6 +69,24 @@ class Gang:
             raise IntegrityError(f"A stored gang can't be read: {e!r}.") from None
 
 
+def gang_unfit(specs: Sequence[AgentSpec], index: int, strategy: Strategy, nodes: Sequence[Node]) -> dict[str, str]:
+    """Return what keeps member `index` from being part of such a gang: names of checks, each with what to change.
+
+    `nodes` are those that are known; while there are none, none is missed. That each member fits by itself is asked elsewhere.
+    """
+    spec = specs[index]
+    failed: dict[str, str] = {}
+    if any(other.agent_id == spec.agent_id for other in specs[:index]):
+        failed["gang_members_distinct"] = f"The gang names {spec.agent_id} twice. Give each member an id of its own."
+    if spec.max_replicas != 1:
+        failed["gang_member_single"] = (
+            f"A member has one replica, and this one asks for {spec.max_replicas}. List each process as a member of its own."
+        )
+    if nodes and (why := gang_infeasible(specs, strategy, nodes)):
+        failed["gang_feasible"] = why
+    return failed
+
+
 def gang_infeasible(specs: Sequence[AgentSpec], strategy: Strategy, nodes: Sequence[Node]) -> str:
     """Return why the nodes that are known could not hold the members as `strategy` asks, or nothing; each fits by itself.
 

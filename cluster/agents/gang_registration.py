@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from cluster.agents.gang import MAX_GANG, Strategy
 from cluster.agents.registration import MAX_REGISTRATION_BYTES, RegistrationRequest, parse_body
@@ -32,16 +32,6 @@ class GangRequest(BaseModel):
     strategy: Annotated[
         Strategy, BeforeValidator(_strategy), WithJsonSchema({"enum": [s.value for s in Strategy], "type": "string"})
     ] = Field(Strategy.PACK, description="How the members are spread over nodes.")
-
-    @field_validator("agents")
-    @classmethod
-    def _one_process_each(cls, agents: list[RegistrationRequest]) -> list[RegistrationRequest]:
-        ids = [a.agent_id for a in agents]
-        if len(set(ids)) != len(ids):
-            raise ValueError("names an agent twice")
-        if wrong := [a.agent_id for a in agents if (a.max_replicas or a.replicas) != 1]:
-            raise ValueError(f"a member has one replica, and {', '.join(wrong[:3])} asks for more: list each process as an agent")
-        return agents
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of what was asked for."""

@@ -77,6 +77,19 @@ def test_a_member_that_may_not_be_keeps_all_others_from_being(governor: Registra
     assert assert_whole(tmp_path, governor) == []
 
 
+def test_a_member_is_one_process_and_named_once(governor: Registrar, tmp_path: Path) -> None:
+    """The same id twice, and a member of several replicas, are refused beside all else that is wrong."""
+    asked = gang("a", "a", max_replicas=2)
+    with pytest.raises(AdmissionDeniedError) as refused:
+        governor.register_gang(principal(), asked)
+    assert {e.field for e in refused.value.errors} == {
+        "agents.0.gang_member_single",
+        "agents.1.gang_member_single",
+        "agents.1.gang_members_distinct",
+    }
+    assert assert_whole(tmp_path, governor) == []
+
+
 def test_a_member_that_exists_keeps_all_others_from_being(governor: Registrar, tmp_path: Path) -> None:
     """Also when what exists is the same agent: a gang is never made of agents that others may have."""
     governor.register(principal(), request("b"))
@@ -125,13 +138,11 @@ def test_members_go_together(governor: Registrar, tmp_path: Path) -> None:
         ({"strategy": None}, "strategy"),
         ({"gang_id": "../x"}, "gang_id"),
         ({"more": 1}, "more"),
-        ({"agents": [{"agent_id": "a", "capabilities": ["conversation"]}] * 2}, "agents"),
-        ({"agents": [{"agent_id": f"a{n}", "capabilities": ["conversation"], "replicas": 2} for n in range(2)]}, "agents"),
         ({"agents": [{"agent_id": f"a{n}", "capabilities": ["conversation"]} for n in range(MAX_GANG + 1)]}, "agents"),
     ],
 )
 def test_an_odd_gang_is_refused(change: dict[str, Any], field: str) -> None:
-    """Too few, too many, the same twice, several replicas, an unknown strategy or field: named by the field."""
+    """Too few, too many, an unknown strategy or field: named by the field."""
     good = {"gang_id": "crew", "agents": [{"agent_id": f"a{n}", "capabilities": ["conversation"]} for n in range(2)]}
     assert parse_gang(good).strategy is Strategy.PACK
     with pytest.raises(InvalidRequestError) as refused:
