@@ -27,7 +27,7 @@ from actors.ray_internals import ControlStore
 from actors.reconciler import Reconciler
 from actors.shipper import shipper_name, start_shipper
 from cluster.admission.registrar import Registrar
-from cluster.agents.gang_registration import parse_gang
+from cluster.agents.gang_request import parse_gang
 from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration

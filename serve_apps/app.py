@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.agents.gang_registration import GangRequest
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
 from serve_apps.chat import ChatRequest

@@ -14,7 +14,7 @@ from cluster.admission.changes import TenantLock
 from cluster.admission.decisions import Decisions
 from cluster.admission.registry import DeposedError, Registry
 from cluster.agents.gang import GROUP_PREFIX, Gang, gang_unfit
-from cluster.agents.gang_registration import GangRequest
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec
 from cluster.clock import Clock

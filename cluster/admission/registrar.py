@@ -27,7 +27,7 @@ from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
 from cluster.agents.budget import UNITS, Budget
 from cluster.agents.gang import Gang
-from cluster.agents.gang_registration import GangRequest
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from cluster.admission.registrar import EPOCH_NAME, Registrar
-from cluster.agents.gang_registration import parse_gang
+from cluster.agents.gang_request import parse_gang
 from cluster.coordination.coordination import Op
 from cluster.coordination.epochs import current_epoch
 from cluster.coordination.journals import register_journal

@@ -18,7 +18,7 @@ from actors.start_order import StartOrder
 from cluster import wiring
 from cluster.admission.registrar import Registrar
 from cluster.agents.gang import Strategy
-from cluster.agents.gang_registration import parse_gang
+from cluster.agents.gang_request import parse_gang
 from cluster.agents.registration import parse_registration
 from cluster.agents.spec import Resources
 from cluster.errors import UnavailableError

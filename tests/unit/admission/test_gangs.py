@@ -10,7 +10,7 @@ import pytest
 
 from cluster.admission.registrar import Registrar
 from cluster.agents.gang import MAX_GANG, Gang, Strategy, gang_infeasible
-from cluster.agents.gang_registration import GangRequest, parse_gang
+from cluster.agents.gang_request import GangRequest, parse_gang
 from cluster.agents.lifecycle import AgentState
 from cluster.agents.placement import Node
 from cluster.agents.spec import Resources
