@@ -28,6 +28,9 @@ from cluster.identity.ids import AgentId, TenantId
 
 log = logging.getLogger(__name__)
 
+# Threads that may wait for Ray to find room for a gang: the others are for wakes.
+HOLDING = 2
+
 # Starts one member at its place, unless it runs; and ends processes.
 StartMember = Callable[[Key, Any], Awaitable[AgentProcess]]
 EndMembers = Callable[[list[AgentProcess]], Awaitable[None]]
@@ -58,6 +61,7 @@ class Gangs:
         self._end = end
         # What each group holds, by its name.
         self._held: dict[str, Resources] = {}
+        self._holding = asyncio.Semaphore(HOLDING)
         self._starting: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def start(self, record: AgentRecord) -> None:
@@ -136,7 +140,8 @@ class Gangs:
             self._hold(gang.group, members)
         sizes, selectors = [m.spec.resources for m in members], [self._nodes.selector(m.spec) for m in members]
         try:
-            places = await self._run(partial(hold_group, gang.group, sizes, selectors, gang.strategy))
+            async with self._holding:
+                places = await self._run(partial(hold_group, gang.group, sizes, selectors, gang.strategy))
         except BaseException:
             await self.release(gang.group)
             raise

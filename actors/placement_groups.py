@@ -17,7 +17,7 @@ from cluster.agents.gang import Strategy
 from cluster.agents.spec import Resources
 
 # Ray would wait for ever for room that does not come.
-GROUP_TIMEOUT_S: Final = 10.0
+GROUP_TIMEOUT_S: Final = 5.0
 
 
 def hold_group(name: str, members: Sequence[Resources], selectors: Sequence[Mapping[str, str]], strategy: Strategy) -> list[Any]:
@@ -40,6 +40,8 @@ def hold_group(name: str, members: Sequence[Resources], selectors: Sequence[Mapp
     if not group.wait(GROUP_TIMEOUT_S):
         remove_placement_group(group)
         return []
+    # Asked for here, because Ray would ask its control store for it on the event loop of whoever creates an actor.
+    assert group.bundle_count == len(members)
     return [PlacementGroupSchedulingStrategy(group, index) for index in range(len(members))]
 
 
