@@ -40,9 +40,8 @@ def hold_group(name: str, members: Sequence[Resources], selectors: Sequence[Mapp
     if not group.wait(GROUP_TIMEOUT_S):
         remove_placement_group(group)
         return []
-    # Asked for here, because Ray would ask its control store for it on the event loop of whoever creates an actor.
-    assert group.bundle_count == len(members)
-    return [PlacementGroupSchedulingStrategy(group, index) for index in range(len(members))]
+    # The count is asked for here, because Ray would ask its control store for it on the event loop of whoever creates an actor.
+    return [PlacementGroupSchedulingStrategy(group, index) for index in range(group.bundle_count)]
 
 
 def release_group(name: str) -> None:
