@@ -39,6 +39,7 @@ class RayWithGroups(Ray):
         super().__init__(monkeypatch)
         self.groups: dict[str, Strategy] = {}
         self.full = False
+        self.asked = 0
         self.broken: set[str] = set()
         # Which agent was started at which place, in order.
         self.started: list[tuple[str, object]] = []
@@ -50,6 +51,7 @@ class RayWithGroups(Ray):
     def hold(
         self, name: str, members: Sequence[Resources], selectors: Sequence[Mapping[str, str]], strategy: Strategy
     ) -> list[Any]:
+        self.asked += 1
         if self.full:
             return []
         self.groups[name] = strategy
@@ -119,7 +121,7 @@ async def test_who_wakes_one_member_wakes_all_each_at_its_place(
     await asyncio.gather(wake(found, B), wake(found, A), wake(found, B))
     assert sorted(ray.started) == [("a", "place 0"), ("b", "place 1"), ("c", "place 2")]
     assert list(ray.groups.items()) == [(registrar.gang(TENANT, "crew").group, Strategy.SPREAD)]
-    assert free(found, 1)
+    assert (ray.asked, free(found, 1)) == (1, True)
     # They lend their processes to nobody, and keep them while nobody calls.
     assert not any(found.live.spare(live) for live in found.live)
 
@@ -165,6 +167,7 @@ async def test_a_lost_member_comes_back_to_its_place_or_leaves_the_others_alone(
     with pytest.raises(UnavailableError):
         await wake(found, B)
     assert sorted(live.key[1] for live in found.live) == ["a", "c"]
+    assert len(ray.groups) == 1
     ray.broken = set()
     await wake(found, B)
     assert ray.started[-1] == ("b", "place 1")
