@@ -41,7 +41,7 @@ from cluster.settings import PROJECT_ROOT, Settings
 EXAMPLE = json.loads((PROJECT_ROOT / "examples" / "strategic_planner.json").read_text())
 WHO = Principal(TenantId("default"), ProjectId("default"), "key:bench", frozenset(Scope))
 BATCH = 25
-_RULE = re.compile(r"^(?!package|import)[a-z_]+\b", re.MULTILINE)
+_RULE = re.compile(r"^(?!package|import)[a-z0-9_]+\b", re.MULTILINE)
 _HOUSE = """package sovereign.house
 
 import rego.v1
@@ -80,7 +80,8 @@ def grown(folder: Path, *, rules: int = 0, tenants: int = 0) -> tuple[PolicyBund
     heads = sum(len(_RULE.findall(path.read_text())) for path in folder.glob("*.rego"))
     names = [f"house_check_{n}" for n in range(max(0, rules - heads) // 3)]
     if names:
-        (folder / "house.rego").write_text(_HOUSE + "".join(_check(name, n) for n, name in enumerate(names)))
+        checks = "checks := {\n" + "".join(f'\t"{name}": {name},\n' for name in names) + "}\n"
+        (folder / "house.rego").write_text(_HOUSE + checks + "".join(_check(name, n) for n, name in enumerate(names)))
     listed = folder / "data" / "tenants.yaml"
     known = yaml.safe_load(listed.read_text())
     known |= {f"tenant-{n}": {"plan": "standard", "active": True} for n in range(tenants - len(known))}
@@ -94,8 +95,6 @@ def _check(name: str, number: int) -> str:
 default {name} := false
 
 {name} if input.agent.cpu_milli < {1_000_000 + number}
-
-checks["{name}"] := {name}
 
 failures["{name}"] := "Declare less than the bound number {number}." if not {name}
 """
