@@ -3,6 +3,9 @@
 # input: principal {tenant, project, subject, scopes}, agent {the declared spec, without its texts and labels}
 package sovereign.admission
 
+import data.sovereign.compliance
+import data.sovereign.data_access
+import data.sovereign.region
 import data.sovereign.terms
 import rego.v1
 
@@ -17,10 +20,13 @@ agent_named if {
 	input.agent.agent_id != ""
 }
 
-checks := object.union(terms.checks, {
-	"registration_allowed": registration_allowed,
-	"agent_named": agent_named,
-})
+checks := object.union_n([
+	terms.checks,
+	data_access.declared_checks,
+	region.declared_checks,
+	compliance.declared_checks,
+	{"registration_allowed": registration_allowed, "agent_named": agent_named},
+])
 
 default allow := false
 
@@ -49,7 +55,13 @@ tools := terms.wanted_tools if allow
 decision := {
 	"allow": allow,
 	"checks": checks,
-	"failures": object.union(terms.failures, own_failures),
+	"failures": object.union_n([
+		terms.failures,
+		data_access.declared_failures,
+		region.declared_failures,
+		compliance.declared_failures,
+		own_failures,
+	]),
 	"obligations": sort(obligations),
 	"tools": sort(tools),
 }

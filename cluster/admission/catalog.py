@@ -49,6 +49,36 @@ class Egress(Described):
     hosts: _Names
 
 
+class Tool(Described):
+    """A tool that is shipped, with the classes of data that it gets at by itself."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class DataAccessLevel(Described):
+    """What an agent may do with data, by class."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class Control(_Entry):
+    """What an agent under a set of rules may have, and the clause that says so."""
+
+    clause: _Text
+    allowed: _Names
+
+
+class ComplianceSet(Described):
+    """A set of rules that an agent can be asked to keep."""
+
+    providers: Control
+    egress: Control
+    regions: Control
+    data_access_levels: Control
+
+
 class Bounds(_Entry):
     """The least and the most of something, both included."""
 
@@ -141,6 +171,9 @@ class Plan(_Entry):
     egress: _Names
     data_access_levels: _Names
     compliance: _Names
+    regions: _Names
+    # How often work may be handed on from agent to agent; 0 means not at all.
+    max_delegation_depth: int = Field(ge=0, le=100)
     # Whether its jobs may create Ray actors of their own; otherwise those are found and ended.
     raw_actors: bool = False
     defaults: DefaultPolicy
@@ -165,10 +198,12 @@ class Catalog(_Entry):
     manifest: Manifest
     capabilities: dict[str, Capability]
     agent_types: dict[str, Described]
-    tools: dict[str, Described]
+    tools: dict[str, Tool]
     egress: dict[str, Egress]
-    data_access_levels: dict[str, Described]
-    compliance: dict[str, Described]
+    data_classes: dict[str, Described]
+    data_access_levels: dict[str, DataAccessLevel]
+    regions: dict[str, Described]
+    compliance: dict[str, ComplianceSet]
     models: dict[str, Described]
     plans: dict[str, Plan]
     tenants: dict[TenantId, Tenant]
@@ -184,11 +219,21 @@ class Catalog(_Entry):
         uses: list[tuple[str, str, Any]] = []
         for name, capability in self.capabilities.items():
             uses += [(f"capabilities.{name}.tools", t, self.tools) for t in capability.tools]
+        for kind in ("tools", "data_access_levels"):
+            for name, entry in getattr(self, kind).items():
+                uses += [(f"{kind}.{name}.reads", c, self.data_classes) for c in entry.reads]
+                uses += [(f"{kind}.{name}.writes", c, self.data_classes) for c in entry.writes]
+        for name, kept in self.compliance.items():
+            for field, known in (("providers", self.models), ("egress", self.egress), ("regions", self.regions)):
+                uses += [(f"compliance.{name}.{field}", n, known) for n in getattr(kept, field).allowed]
+            uses += [
+                (f"compliance.{name}.data_access_levels", n, self.data_access_levels) for n in kept.data_access_levels.allowed
+            ]
         for name, tenant in self.tenants.items():
             uses.append((f"tenants.{name}.plan", tenant.plan, self.plans))
         for name, plan in self.plans.items():
             at, defaults = f"plans.{name}", plan.defaults
-            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance"):
+            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance", "regions"):
                 uses += [(f"{at}.{field}", n, getattr(self, field)) for n in getattr(plan, field)]
             uses += [(f"{at}.models", m.partition(":")[0], self.models) for m in plan.models]
             uses.append((f"{at}.defaults.agent_type", defaults.agent_type, plan.agent_types))
