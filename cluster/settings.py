@@ -83,6 +83,13 @@ class Settings(BaseSettings):
         256 << 20, ge=0, description="Free space of the journals' disk at which nothing new is admitted, kept for what runs."
     )
     policy_dir: Path = Field(PROJECT_ROOT / "policies", description="Folder of the Rego policies and their data.")
+    policy_engine: Literal["regorus", "opa"] = Field(
+        "regorus", description="What evaluates the policies: regorus in processes of the governor's own, or an OPA server."
+    )
+    opa_url: str = Field(
+        "http://127.0.0.1:8181",
+        description="The OPA server of this cluster alone, which gets the policies from the governor; https, or loopback.",
+    )
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto", description="How tools are confined; auto takes bubblewrap where it works."
     )

@@ -21,6 +21,8 @@ from cluster.settings import Settings
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from cluster.admission.bundle import PolicyBundle
+    from cluster.admission.policy_engine import PolicyEngine
     from cluster.admission.registrar import Registrar
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
@@ -175,10 +177,9 @@ def build_registrar(settings: Settings) -> Registrar:
     """
     from cluster.admission.bundle import load_bundle
     from cluster.admission.registrar import WRITER_ID, Registrar
-    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 
     bundle = load_bundle(settings.policy_dir)
-    engine = RegorusPolicyEngine(bundle)
+    engine = open_policy_engine(settings, bundle)
     journal = open_journal(settings, WRITER_ID)
     return Registrar(
         open_coordination(settings),
@@ -190,6 +191,17 @@ def build_registrar(settings: Settings) -> Registrar:
         node=node_name(settings),
         journal_dir=settings.journal_dir,
     )
+
+
+def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine:
+    """Return what evaluates `bundle`; raises ConfigurationError when it can't be taken."""
+    if settings.policy_engine == "opa":
+        from cluster.admission.opa_policy_engine import OpaPolicyEngine
+
+        return OpaPolicyEngine(bundle, settings.opa_url)
+    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
+
+    return RegorusPolicyEngine(bundle)
 
 
 def open_journal(settings: Settings, writer_id: str) -> JournalWriter:

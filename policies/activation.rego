@@ -4,11 +4,6 @@
 # input: principal {tenant}, agent {the stored spec}, tools [granted at admission], state
 package sovereign.activation
 
-import data.sovereign.compliance
-import data.sovereign.data_access
-import data.sovereign.region
-import data.sovereign.terms
-import data.sovereign.tool_call
 import rego.v1
 
 default state_passive := false
@@ -20,15 +15,15 @@ default tools_still_granted := false
 tools_still_granted if {
 	is_array(input.tools)
 	every tool in input.tools {
-		tool in tool_call.callable_tools
+		tool in data.sovereign.tool_call.callable_tools
 	}
 }
 
 checks := object.union_n([
-	terms.checks,
-	data_access.declared_checks,
-	region.declared_checks,
-	compliance.declared_checks,
+	data.sovereign.terms.checks,
+	data.sovereign.data_access.declared_checks,
+	data.sovereign.region.declared_checks,
+	data.sovereign.compliance.declared_checks,
 	{"state_passive": state_passive, "tools_still_granted": tools_still_granted},
 ])
 
@@ -49,7 +44,7 @@ own_failures["tools_still_granted"] := sprintf(
 	[concat(", ", sort(lost))],
 ) if {
 	not tools_still_granted
-	lost := {t | some t in input.tools; not t in tool_call.callable_tools}
+	lost := {t | some t in input.tools; not t in data.sovereign.tool_call.callable_tools}
 }
 
 default tools := []
@@ -60,10 +55,10 @@ decision := {
 	"allow": allow,
 	"checks": checks,
 	"failures": object.union_n([
-		terms.failures,
-		data_access.declared_failures,
-		region.declared_failures,
-		compliance.declared_failures,
+		data.sovereign.terms.failures,
+		data.sovereign.data_access.declared_failures,
+		data.sovereign.region.declared_failures,
+		data.sovereign.compliance.declared_failures,
 		own_failures,
 	]),
 	"obligations": [],

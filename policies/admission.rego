@@ -3,10 +3,6 @@
 # input: principal {tenant, project, subject, scopes}, agent {the declared spec, without its texts and labels}
 package sovereign.admission
 
-import data.sovereign.compliance
-import data.sovereign.data_access
-import data.sovereign.region
-import data.sovereign.terms
 import rego.v1
 
 default registration_allowed := false
@@ -21,10 +17,10 @@ agent_named if {
 }
 
 checks := object.union_n([
-	terms.checks,
-	data_access.declared_checks,
-	region.declared_checks,
-	compliance.declared_checks,
+	data.sovereign.terms.checks,
+	data.sovereign.data_access.declared_checks,
+	data.sovereign.region.declared_checks,
+	data.sovereign.compliance.declared_checks,
 	{"registration_allowed": registration_allowed, "agent_named": agent_named},
 ])
 
@@ -50,16 +46,16 @@ obligations contains obligation if {
 
 default tools := set()
 
-tools := terms.wanted_tools if allow
+tools := data.sovereign.terms.wanted_tools if allow
 
 decision := {
 	"allow": allow,
 	"checks": checks,
 	"failures": object.union_n([
-		terms.failures,
-		data_access.declared_failures,
-		region.declared_failures,
-		compliance.declared_failures,
+		data.sovereign.terms.failures,
+		data.sovereign.data_access.declared_failures,
+		data.sovereign.region.declared_failures,
+		data.sovereign.compliance.declared_failures,
 		own_failures,
 	]),
 	"obligations": sort(obligations),

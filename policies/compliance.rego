@@ -4,7 +4,6 @@
 # input: principal {tenant}, agent {compliance, model, network_access, region, data_access_level}
 package sovereign.compliance
 
-import data.sovereign.terms
 import rego.v1
 
 agent := input.agent
@@ -15,7 +14,7 @@ compliance_supported if {
 	is_array(agent.compliance)
 	every name in agent.compliance {
 		is_object(data.catalog.compliance[name])
-		name in terms.plan.compliance
+		name in data.sovereign.terms.plan.compliance
 	}
 }
 
@@ -78,7 +77,7 @@ declared_checks := {
 	"compliance_data_access": compliance_data_access,
 }
 
-checks := object.union(declared_checks, {"tenant_active": terms.tenant_active})
+checks := object.union(declared_checks, {"tenant_active": data.sovereign.terms.tenant_active})
 
 default allow := false
 
@@ -90,10 +89,10 @@ allow if {
 
 declared_failures["compliance_supported"] := sprintf(
 	"Plan %s does not support %s. Leave it out, or choose of: %s.",
-	[terms.tenant.plan, concat(", ", sort(refused)), concat(", ", terms.plan.compliance)],
+	[data.sovereign.terms.tenant.plan, concat(", ", sort(refused)), concat(", ", data.sovereign.terms.plan.compliance)],
 ) if {
 	not compliance_supported
-	refused := {n | some n in agent.compliance; not n in terms.plan.compliance}
+	refused := {n | some n in agent.compliance; not n in data.sovereign.terms.plan.compliance}
 }
 
 declared_failures["compliance_providers"] := sprintf(
@@ -147,7 +146,7 @@ declared_failures["compliance_data_access"] := sprintf(
 
 said(name, clause) := sprintf("%s (%s)", [name, clause])
 
-own_failures["tenant_active"] := terms.failures.tenant_active
+own_failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 decision := {
 	"allow": allow,

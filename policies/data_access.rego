@@ -4,7 +4,6 @@
 # input: principal {tenant}, agent {data_access_level, capabilities, allowed_tools}, data {class}, operation (read, write)
 package sovereign.data_access
 
-import data.sovereign.terms
 import rego.v1
 
 level := data.catalog.data_access_levels[input.agent.data_access_level]
@@ -16,14 +15,14 @@ default data_access_level_allowed := false
 
 data_access_level_allowed if {
 	is_object(level)
-	input.agent.data_access_level in terms.plan.data_access_levels
+	input.agent.data_access_level in data.sovereign.terms.plan.data_access_levels
 }
 
 default tools_within_data_access_level := false
 
 # A name that is no tool is refused by another check, which says so.
 tools_within_data_access_level if {
-	every tool in terms.wanted_tools & object.keys(data.catalog.tools) {
+	every tool in data.sovereign.terms.wanted_tools & object.keys(data.catalog.tools) {
 		tool_within_level(tool)
 	}
 }
@@ -57,7 +56,7 @@ default operation_within_level := false
 operation_within_level if input.data.class in opened[input.operation]
 
 checks := {
-	"tenant_active": terms.tenant_active,
+	"tenant_active": data.sovereign.terms.tenant_active,
 	"data_access_level_allowed": data_access_level_allowed,
 	"data_class_known": data_class_known,
 	"operation_known": operation_known,
@@ -74,7 +73,7 @@ allow if {
 
 declared_failures["data_access_level_allowed"] := sprintf(
 	"Plan %s does not include the data access level %s. Choose one of: %s.",
-	[terms.tenant.plan, input.agent.data_access_level, concat(", ", terms.plan.data_access_levels)],
+	[data.sovereign.terms.tenant.plan, input.agent.data_access_level, concat(", ", data.sovereign.terms.plan.data_access_levels)],
 ) if {
 	not data_access_level_allowed
 }
@@ -84,7 +83,7 @@ declared_failures["tools_within_data_access_level"] := sprintf(
 	[input.agent.data_access_level, concat(", ", sort(refused))],
 ) if {
 	not tools_within_data_access_level
-	refused := {t | some t in terms.wanted_tools; not tool_within_level(t)}
+	refused := {t | some t in data.sovereign.terms.wanted_tools; not tool_within_level(t)}
 }
 
 own_failures["data_class_known"] := sprintf(
@@ -105,7 +104,7 @@ own_failures["operation_within_level"] := sprintf(
 	not operation_within_level
 }
 
-own_failures["tenant_active"] := terms.failures.tenant_active
+own_failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 failures := {name: sentence | some name, sentence in object.union(declared_failures, own_failures); name in object.keys(checks)}
 

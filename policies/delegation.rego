@@ -5,7 +5,6 @@
 # expires_us, depth}; the depth of what a person or a job called is 0
 package sovereign.delegation
 
-import data.sovereign.terms
 import rego.v1
 
 parent := input.parent
@@ -63,7 +62,7 @@ depth_within_plan if {
 	is_number(parent.depth)
 	parent.depth >= 0
 	child.depth == parent.depth + 1
-	child.depth <= terms.plan.max_delegation_depth
+	child.depth <= data.sovereign.terms.plan.max_delegation_depth
 }
 
 subset(some_names, all_names) if {
@@ -75,7 +74,7 @@ subset(some_names, all_names) if {
 }
 
 checks := {
-	"tenant_active": terms.tenant_active,
+	"tenant_active": data.sovereign.terms.tenant_active,
 	"same_tenant": same_tenant,
 	"not_itself": not_itself,
 	"scopes_within_parent": scopes_within_parent,
@@ -94,7 +93,7 @@ allow if {
 	}
 }
 
-failures["tenant_active"] := terms.failures.tenant_active
+failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 # Said to operators only: whoever asks is told that there is no such agent.
 failures["same_tenant"] := "Parent and child are not both of the caller's tenant. Delegate within one tenant." if {
@@ -131,7 +130,7 @@ failures["lifetime_within_parent"] := "The child would outlive its parent's gran
 
 failures["depth_within_plan"] := sprintf(
 	"Plan %s lets work be handed on %d times, one step at a time. Call the agent directly, or from further up.",
-	[terms.tenant.plan, terms.plan.max_delegation_depth],
+	[data.sovereign.terms.tenant.plan, data.sovereign.terms.plan.max_delegation_depth],
 ) if {
 	not depth_within_plan
 }

@@ -4,16 +4,15 @@
 # input: principal {tenant}, agent {network_access}, destination {scheme, host (lower case), port}
 package sovereign.egress
 
-import data.sovereign.terms
 import rego.v1
 
 port_of := {"http": 80, "https": 443}
 
 # Places that the agent declared and its plan still has.
 places contains name if {
-	terms.tenant_active
+	data.sovereign.terms.tenant_active
 	some name in input.agent.network_access
-	name in terms.plan.egress
+	name in data.sovereign.terms.plan.egress
 }
 
 hosts contains host if {
@@ -58,7 +57,7 @@ host_matches(pattern) if {
 }
 
 checks := {
-	"tenant_active": terms.tenant_active,
+	"tenant_active": data.sovereign.terms.tenant_active,
 	"scheme_allowed": scheme_allowed,
 	"port_allowed": port_allowed,
 	"destination_declared": destination_declared,
@@ -73,7 +72,7 @@ allow if {
 	}
 }
 
-failures["tenant_active"] := terms.failures.tenant_active
+failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 failures["scheme_allowed"] := sprintf("Tools fetch by http and https, not by %s.", [input.destination.scheme]) if {
 	not scheme_allowed
@@ -93,7 +92,7 @@ failures["destination_declared"] := sprintf(
 
 failures["destination_allowed"] := sprintf(
 	"Plan %s does not reach %s. Have an operator add a place of egress.yaml that has the host to the plan.",
-	[terms.tenant.plan, input.destination.host],
+	[data.sovereign.terms.tenant.plan, input.destination.host],
 ) if {
 	not destination_allowed
 }

@@ -4,14 +4,13 @@
 # input: principal {tenant}, agent {region}, node {region}
 package sovereign.region
 
-import data.sovereign.terms
 import rego.v1
 
 default region_allowed := false
 
 region_allowed if {
 	is_object(data.catalog.regions[input.agent.region])
-	input.agent.region in terms.plan.regions
+	input.agent.region in data.sovereign.terms.plan.regions
 }
 
 default node_in_region := false
@@ -30,7 +29,7 @@ node_in_region if {
 declared_checks := {"region_allowed": region_allowed}
 
 checks := {
-	"tenant_active": terms.tenant_active,
+	"tenant_active": data.sovereign.terms.tenant_active,
 	"region_allowed": region_allowed,
 	"node_in_region": node_in_region,
 }
@@ -45,7 +44,7 @@ allow if {
 
 declared_failures["region_allowed"] := sprintf(
 	"Plan %s has no agents in the region %s. Set the node label region to one of: %s.",
-	[terms.tenant.plan, input.agent.region, concat(", ", terms.plan.regions)],
+	[data.sovereign.terms.tenant.plan, input.agent.region, concat(", ", data.sovereign.terms.plan.regions)],
 ) if {
 	not region_allowed
 }
@@ -57,7 +56,7 @@ own_failures["node_in_region"] := sprintf(
 	not node_in_region
 }
 
-own_failures["tenant_active"] := terms.failures.tenant_active
+own_failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 decision := {
 	"allow": allow,

@@ -118,12 +118,15 @@ checks := {
 }
 
 # What to change, one sentence a check. A sentence that can't be said leaves the check failed all the same.
-failures["tenant_active"] := sprintf(
+# By itself, for other policies to say too.
+not_active := sprintf(
 	"Tenant %s is not active here. An operator adds it to tenants.yaml, or activates it there.",
 	[input.principal.tenant],
 ) if {
 	not tenant_active
 }
+
+failures["tenant_active"] := not_active if not tenant_active
 
 failures["agent_type_allowed"] := sprintf(
 	"Plan %s has no agents of type %s. Choose one of: %s.",

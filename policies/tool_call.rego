@@ -4,16 +4,14 @@
 # input: principal {tenant}, agent {capabilities, data_access_level}, tools [granted at admission], tool
 package sovereign.tool_call
 
-import data.sovereign.data_access
-import data.sovereign.terms
 import rego.v1
 
 # Of what was granted at admission, what today's policy still gives.
 callable_tools contains tool if {
 	some tool in input.tools
 	data.catalog.tools[tool]
-	tool in terms.following_tools
-	data_access.tool_within_level(tool)
+	tool in data.sovereign.terms.following_tools
+	data.sovereign.data_access.tool_within_level(tool)
 }
 
 default tool_known := false
@@ -29,14 +27,14 @@ tool_granted if {
 
 default tool_follows := false
 
-tool_follows if input.tool in terms.following_tools
+tool_follows if input.tool in data.sovereign.terms.following_tools
 
 default tool_within_data_access_level := false
 
-tool_within_data_access_level if data_access.tool_within_level(input.tool)
+tool_within_data_access_level if data.sovereign.data_access.tool_within_level(input.tool)
 
 checks := {
-	"tenant_active": terms.tenant_active,
+	"tenant_active": data.sovereign.terms.tenant_active,
 	"tool_known": tool_known,
 	"tool_granted": tool_granted,
 	"tool_follows": tool_follows,
@@ -51,7 +49,7 @@ allow if {
 	}
 }
 
-failures["tenant_active"] := terms.failures.tenant_active
+failures["tenant_active"] := data.sovereign.terms.not_active if not data.sovereign.terms.tenant_active
 
 failures["tool_known"] := sprintf("There is no tool %s. Tools are called by their exact names.", [input.tool]) if {
 	not tool_known

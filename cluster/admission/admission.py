@@ -118,7 +118,7 @@ def decide(engine: PolicyEngine, request: AdmissionRequest) -> Decision:
         allow, failed, obligations, tools = _read(answer, request.entrypoint.checks)
     except PolicyEngineError as e:
         allow, obligations, tools = False, (), ()
-        failed = (FailedCheck("policy_engine", f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
+        failed = (FailedCheck(e.code, f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
     return Decision(
         decision_id=uuid7(),
         allow=allow,

@@ -13,6 +13,12 @@ class PolicyEngineError(UnavailableError):
     code = "policy_engine"
 
 
+class PolicyTimeoutError(PolicyEngineError):
+    """The engine did not answer in time; what it was at was stopped. Callers deny, and say that it was late."""
+
+    code = "policy_timeout"
+
+
 class PolicyEngine(Protocol):
     """Evaluates one bundle; safe to use from many threads."""
 
