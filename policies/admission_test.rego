@@ -1,19 +1,17 @@
 package sovereign.admission_test
 
-import data.sovereign.admission
-import data.sovereign.terms_test
 import rego.v1
 
-good := object.union(terms_test.good, {"principal": {
+good := object.union(data.sovereign.terms_test.good, {"principal": {
 	"tenant": "acme",
 	"project": "default",
 	"subject": "key:1",
 	"scopes": ["sovereign:agents:register"],
 }})
 
-decided(doc) := decided_by(doc, terms_test.catalog)
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
 
-decided_by(doc, catalog) := answer if answer := admission.decision with input as doc with data.catalog as catalog
+decided_by(doc, catalog) := answer if answer := data.sovereign.admission.decision with input as doc with data.catalog as catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 

@@ -1,10 +1,8 @@
 package sovereign.compliance_test
 
-import data.sovereign.compliance
-import data.sovereign.terms_test
 import rego.v1
 
-good := object.union(terms_test.good, {"agent": object.union(terms_test.good.agent, {"compliance": ["SOC2"]})})
+good := object.union(data.sovereign.terms_test.good, {"agent": object.union(data.sovereign.terms_test.good.agent, {"compliance": ["SOC2"]})})
 
 # Keeps both sets.
 strict := changed({"compliance": ["SOC2", "GDPR"], "region": "eu", "network_access": []})
@@ -17,8 +15,8 @@ stricter(fields) := object.union(object.remove(strict, ["agent"]), {"agent": wit
 with_fields(agent, fields) := object.union(object.remove(agent, object.keys(fields)), fields)
 
 decided(doc) := answer if {
-	catalog := terms_test.catalog
-	answer := compliance.decision with input as doc with data.catalog as catalog
+	catalog := data.sovereign.terms_test.catalog
+	answer := data.sovereign.compliance.decision with input as doc with data.catalog as catalog
 }
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}

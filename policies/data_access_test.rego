@@ -1,26 +1,24 @@
 package sovereign.data_access_test
 
-import data.sovereign.data_access
-import data.sovereign.terms_test
 import rego.v1
 
-good := object.union(terms_test.good, {"data": {"class": "open"}, "operation": "read"})
+good := object.union(data.sovereign.terms_test.good, {"data": {"class": "open"}, "operation": "read"})
 
 catalog := object.union(
-	terms_test.catalog,
+	data.sovereign.terms_test.catalog,
 	{"plans": {"small": object.union(
-		terms_test.catalog.plans.small,
+		data.sovereign.terms_test.catalog.plans.small,
 		{"data_access_levels": ["public", "private", "secret"]},
 	)}},
 )
 
-decided(doc) := decided_by(doc, terms_test.catalog)
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
 
-decided_by(doc, known) := answer if answer := data_access.decision with input as doc with data.catalog as known
+decided_by(doc, known) := answer if answer := data.sovereign.data_access.decision with input as doc with data.catalog as known
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 
-declared(doc, known) := checks if checks := data_access.declared_checks with input as doc with data.catalog as known
+declared(doc, known) := checks if checks := data.sovereign.data_access.declared_checks with input as doc with data.catalog as known
 
 of_level(level) := object.union(good, {"agent": object.union(good.agent, {"data_access_level": level})})
 
@@ -71,12 +69,12 @@ test_suspended_tenant if {
 
 test_a_tool_needs_a_level_that_covers_it if {
 	reporting := object.union(good, {"agent": object.union(good.agent, {"allowed_tools": ["search", "report"]})})
-	declared(reporting, terms_test.catalog) == {
+	declared(reporting, data.sovereign.terms_test.catalog) == {
 		"data_access_level_allowed": true,
 		"tools_within_data_access_level": false,
 	}
 	known := catalog
-	said := data_access.declared_failures with input as reporting with data.catalog as known
+	said := data.sovereign.data_access.declared_failures with input as reporting with data.catalog as known
 	contains(said.tools_within_data_access_level, "report")
 	able := object.union(reporting, {"agent": object.union(reporting.agent, {"data_access_level": "secret"})})
 	declared(able, catalog).tools_within_data_access_level == true

@@ -1,7 +1,5 @@
 package sovereign.delegation_test
 
-import data.sovereign.delegation
-import data.sovereign.terms_test
 import rego.v1
 
 good := {
@@ -33,8 +31,8 @@ child(fields) := object.union(good, {"child": object.union(object.remove(good.ch
 parent(fields) := object.union(good, {"parent": object.union(object.remove(good.parent, object.keys(fields)), fields)})
 
 decided(doc) := answer if {
-	catalog := terms_test.catalog
-	answer := delegation.decision with input as doc with data.catalog as catalog
+	catalog := data.sovereign.terms_test.catalog
+	answer := data.sovereign.delegation.decision with input as doc with data.catalog as catalog
 }
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}

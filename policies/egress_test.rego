@@ -1,7 +1,5 @@
 package sovereign.egress_test
 
-import data.sovereign.egress
-import data.sovereign.terms_test
 import rego.v1
 
 good := {
@@ -12,13 +10,13 @@ good := {
 
 to(fields) := object.union(good, {"destination": object.union(good.destination, fields)})
 
-decided(doc) := decided_by(doc, terms_test.catalog)
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
 
-decided_by(doc, catalog) := answer if answer := egress.decision with input as doc with data.catalog as catalog
+decided_by(doc, catalog) := answer if answer := data.sovereign.egress.decision with input as doc with data.catalog as catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 
-granted(doc, catalog) := answer if answer := egress.grant with input as doc with data.catalog as catalog
+granted(doc, catalog) := answer if answer := data.sovereign.egress.grant with input as doc with data.catalog as catalog
 
 test_a_host_of_a_declared_place if {
 	decided(good).allow == true
@@ -59,10 +57,10 @@ test_no_host_is_no_match if {
 }
 
 test_a_grant_is_what_the_plan_still_has if {
-	granted(good, terms_test.catalog) == {"hosts": ["*.example.org", "example.com"]}
-	granted(object.union(good, {"agent": {"network_access": ["inside"]}}), terms_test.catalog) == {"hosts": []}
-	granted(object.union(good, {"principal": {"tenant": "gone"}}), terms_test.catalog) == {"hosts": []}
-	granted({}, terms_test.catalog) == {"hosts": []}
+	granted(good, data.sovereign.terms_test.catalog) == {"hosts": ["*.example.org", "example.com"]}
+	granted(object.union(good, {"agent": {"network_access": ["inside"]}}), data.sovereign.terms_test.catalog) == {"hosts": []}
+	granted(object.union(good, {"principal": {"tenant": "gone"}}), data.sovereign.terms_test.catalog) == {"hosts": []}
+	granted({}, data.sovereign.terms_test.catalog) == {"hosts": []}
 }
 
 test_suspended_tenant if {

@@ -1,7 +1,5 @@
 package sovereign.region_test
 
-import data.sovereign.region
-import data.sovereign.terms_test
 import rego.v1
 
 good := in_region("eu", "eu")
@@ -13,8 +11,8 @@ in_region(asked, there) := {
 }
 
 decided(doc) := answer if {
-	catalog := terms_test.catalog
-	answer := region.decision with input as doc with data.catalog as catalog
+	catalog := data.sovereign.terms_test.catalog
+	answer := data.sovereign.region.decision with input as doc with data.catalog as catalog
 }
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}

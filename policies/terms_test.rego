@@ -1,6 +1,5 @@
 package sovereign.terms_test
 
-import data.sovereign.terms
 import rego.v1
 
 catalog := {
@@ -93,7 +92,7 @@ changed(field, value) := object.union(good, {"agent": object.union(good.agent, {
 without(field) := object.union(object.remove(good, ["agent"]), {"agent": object.remove(good.agent, [field])})
 
 failed(doc) := {name | some name, passed in checks; passed != true} if {
-	checks := terms.checks with input as doc with data.catalog as catalog
+	checks := data.sovereign.terms.checks with input as doc with data.catalog as catalog
 }
 
 test_good_terms_pass if failed(good) == set()
@@ -111,14 +110,14 @@ test_unknown_capability if failed(changed("capabilities", ["research", "magic"])
 test_no_capability_at_all if "capability_allowed" in failed(changed("capabilities", []))
 
 test_the_refused_capabilities_are_named if {
-	said := terms.failures.capability_allowed with input as changed("capabilities", ["zeal", "payment", "research"])
+	said := data.sovereign.terms.failures.capability_allowed with input as changed("capabilities", ["zeal", "payment", "research"])
 		with data.catalog as catalog
 	contains(said, "payment, zeal")
 	not contains(said, "research")
 }
 
 test_tools_follow_from_capabilities if {
-	terms.following_tools == {"search", "report"} with input as good with data.catalog as catalog
+	data.sovereign.terms.following_tools == {"search", "report"} with input as good with data.catalog as catalog
 }
 
 test_tool_of_another_capability if failed(changed("allowed_tools", ["search", "compute"])) == {"tools_follow"}
@@ -130,7 +129,7 @@ test_unknown_tool if failed(changed("allowed_tools", ["shell"])) == {"tools_foll
 test_no_tools_are_fine if failed(changed("allowed_tools", [])) == set()
 
 test_all_tools_that_follow if {
-	terms.wanted_tools == {"search", "report"} with input as changed("allowed_tools", null) with data.catalog as catalog
+	data.sovereign.terms.wanted_tools == {"search", "report"} with input as changed("allowed_tools", null) with data.catalog as catalog
 }
 
 test_model_by_provider_and_by_name if {
@@ -171,7 +170,7 @@ test_a_missing_field_fails_a_check if {
 	}
 }
 
-test_nothing_passes_for_an_empty_input if count(failed({})) == count(terms.checks)
+test_nothing_passes_for_an_empty_input if count(failed({})) == count(data.sovereign.terms.checks)
 
 test_each_failed_check_says_what_to_change if {
 	doc := object.union(good, {"agent": object.union(good.agent, {
@@ -184,13 +183,13 @@ test_each_failed_check_says_what_to_change if {
 		"max_iterations": 99,
 		"replicas": 9,
 	})})
-	said := terms.failures with input as doc with data.catalog as catalog
+	said := data.sovereign.terms.failures with input as doc with data.catalog as catalog
 	object.keys(said) == failed(doc)
-	count(said) == count(terms.checks) - 1
+	count(said) == count(data.sovereign.terms.checks) - 1
 }
 
 test_a_tenant_that_is_not_active_is_told_so if {
 	doc := object.union(good, {"principal": {"tenant": "gone"}})
-	said := terms.failures with input as doc with data.catalog as catalog
+	said := data.sovereign.terms.failures with input as doc with data.catalog as catalog
 	contains(said.tenant_active, "gone")
 }

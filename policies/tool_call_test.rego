@@ -1,14 +1,12 @@
 package sovereign.tool_call_test
 
-import data.sovereign.terms_test
-import data.sovereign.tool_call
 import rego.v1
 
-good := object.union(terms_test.good, {"tools": ["search"], "tool": "search"})
+good := object.union(data.sovereign.terms_test.good, {"tools": ["search"], "tool": "search"})
 
-decided(doc) := decided_by(doc, terms_test.catalog)
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
 
-decided_by(doc, catalog) := answer if answer := tool_call.decision with input as doc with data.catalog as catalog
+decided_by(doc, catalog) := answer if answer := data.sovereign.tool_call.decision with input as doc with data.catalog as catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 
@@ -33,7 +31,7 @@ test_another_spelling_is_another_tool if {
 }
 
 test_a_tool_that_no_capability_gives_any_more if {
-	lost := object.union(terms_test.catalog, {"capabilities": {"research": {"tools": ["report"]}}})
+	lost := object.union(data.sovereign.terms_test.catalog, {"capabilities": {"research": {"tools": ["report"]}}})
 	answer := decided_by(good, lost)
 	answer.checks.tool_follows == false
 	answer.allow == false
@@ -47,8 +45,8 @@ test_a_tool_beyond_the_data_access_level if {
 
 test_callable_tools_are_what_each_call_would_get if {
 	doc := object.union(good, {"tools": ["search", "report", "compute", "shell"]})
-	catalog := terms_test.catalog
-	found := tool_call.callable_tools with input as doc with data.catalog as catalog
+	catalog := data.sovereign.terms_test.catalog
+	found := data.sovereign.tool_call.callable_tools with input as doc with data.catalog as catalog
 	found == {"search"}
 	found == {tool | some tool in doc.tools; decided(object.union(doc, {"tool": tool})).allow}
 }

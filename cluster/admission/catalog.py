@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
 from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
@@ -20,8 +30,8 @@ def _without_repetition(names: list[str]) -> list[str]:
     return names
 
 
-_Cpu = Annotated[int, BeforeValidator(parse_cpu)]
-_Memory = Annotated[int, BeforeValidator(parse_memory)]
+_Cpu = Annotated[int, BeforeValidator(parse_cpu, json_schema_input_type=str)]
+_Memory = Annotated[int, BeforeValidator(parse_memory, json_schema_input_type=str)]
 _Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500)]
 _Names = Annotated[list[_Text], AfterValidator(_without_repetition)]
 
@@ -112,6 +122,14 @@ class AgentLimits(_Entry):
                 raise ValueError(f"{name}.min is more than {name}.max")
             bounds[field] = {"min": low, "max": high, "min_text": show(low), "max_text": show(high)}
         return bounds
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what stands in the file, which is turned into the fields above."""
+        fields = {"min": {"type": "string"}, "max": {"type": "string"}}
+        pair = {"type": "object", "properties": fields, "required": ["min", "max"], "additionalProperties": False}
+        both = {"cpu": pair, "memory": pair}
+        return {"type": "object", "properties": both, "required": ["cpu", "memory"], "additionalProperties": False}
 
 
 class Quota(_Entry):
@@ -251,3 +269,16 @@ class Catalog(_Entry):
         """Return whether the jobs of `tenant` may create Ray actors of their own."""
         known = self.tenants.get(TenantId(tenant))
         return known is not None and known.active and self.plans[known.plan].raw_actors
+
+
+def data_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON schema of each data file, by its name without ".yaml"; what loads the files is what they are made from."""
+    schemas = {}
+    for name, field in Catalog.model_fields.items():
+        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)  # type: ignore[arg-type]  # a field of a model has one
+        schema = adapter.json_schema(mode="validation")
+        schemas[name] = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"policies/data/{name}.yaml",
+        } | schema
+    return schemas
