@@ -158,10 +158,10 @@ def _decide(question: str, document: Path, policies: Path | None) -> tuple[Decis
 
     By the embedded engine, whatever the cluster's is: its OPA must not get rules that are only being tried.
     """
+    from cluster import wiring
     from cluster.admission.admission import AdmissionRequest, decide
     from cluster.admission.bundle import load_bundle
     from cluster.admission.questions import ENTRYPOINTS
-    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
     from cluster.errors import FieldError, InvalidRequestError
 
     entrypoint = ENTRYPOINTS.get(question)
@@ -171,11 +171,8 @@ def _decide(question: str, document: Path, policies: Path | None) -> tuple[Decis
             errors=[FieldError("QUESTION", f"must be one of {', '.join(ENTRYPOINTS)}")],
         )
     canonical = _read(document)
-    engine = RegorusPolicyEngine(load_bundle(_folder(policies)), processes=1)
-    try:
-        return decide(engine, AdmissionRequest(entrypoint, canonical)), entrypoint.checks
-    finally:
-        engine.close()
+    engine = wiring.embedded_policy_engine(load_bundle(_folder(policies)))
+    return decide(engine, AdmissionRequest(entrypoint, canonical)), entrypoint.checks
 
 
 def _read(document: Path) -> bytes:

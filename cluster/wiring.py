@@ -199,6 +199,11 @@ def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine
         from cluster.admission.opa_policy_engine import OpaPolicyEngine
 
         return OpaPolicyEngine(bundle, settings.opa_url)
+    return embedded_policy_engine(bundle)
+
+
+def embedded_policy_engine(bundle: PolicyBundle) -> PolicyEngine:
+    """Return the embedded engine over `bundle`, whatever the settings choose; raises ConfigurationError."""
     from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 
     return RegorusPolicyEngine(bundle)
