@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from actors.ray_internals import nothing_but_loopback, use_token_on_loopback
-from actors.topology import read_state
+from actors.run_state import read_state
 from cluster.errors import ConflictError, FieldError, InvalidRequestError, NotFoundError, UnavailableError
 from cluster.identity.ids import Identifier, uuid7
 from cluster.jobs.job import Job, entrypoint_of
