@@ -15,11 +15,16 @@ import httpx
 import orjson
 
 from cluster.admission.bundle import PolicyBundle
-from cluster.admission.policy_engine import PolicyEngineError, PolicyTimeoutError
-from cluster.admission.regorus_policy_engine import DEADLINE_US, MAX_INPUT_CHARS
+from cluster.admission.policy_engine import (
+    DEADLINE_US,
+    LOAD_DEADLINE_US,
+    MAX_INPUT_CHARS,
+    PolicyEngineError,
+    PolicyTimeoutError,
+)
 from cluster.errors import ConfigurationError
 
-LOAD_TIMEOUT_S: Final = 15.0
+_LOAD_S: Final = LOAD_DEADLINE_US / 1_000_000
 MAX_ANSWER_BYTES: Final = 1 << 20
 # Names of our own in OPA: its policies' ids, the rule in each package, the package of the stamped answers.
 _PREFIX: Final = "sovereign/"
@@ -111,7 +116,7 @@ class OpaPolicyEngine:
     def _send(self) -> None:
         modules = {_PREFIX + name: f'{text}\n{_STAMP} := "{self.digest}"\n' for name, text in self._bundle.modules}
         modules[_PREFIX + _STAMPED] = stamped_module(self._bundle)
-        there = self._taken(self._http.get("/v1/policies", timeout=LOAD_TIMEOUT_S)).get("result") or []
+        there = self._taken(self._http.get("/v1/policies", timeout=_LOAD_S)).get("result") or []
         foreign = sorted(p["id"] for p in there if not p["id"].startswith(_PREFIX) and _is_ours(p.get("raw", "")))
         if foreign:
             raise ConfigurationError(
@@ -121,7 +126,7 @@ class OpaPolicyEngine:
         data = orjson.loads(self._bundle.data_json)
         # In one transaction with its stamp.
         patch = [{"op": "add", "path": f"/{name}", "value": value} for name, value in {**data, _STAMP: self.digest}.items()]
-        self._taken(self._http.patch("/v1/data", content=orjson.dumps(patch), timeout=LOAD_TIMEOUT_S))
+        self._taken(self._http.patch("/v1/data", content=orjson.dumps(patch), timeout=_LOAD_S))
         known = {p["id"]: p.get("raw") for p in there if p["id"].startswith(_PREFIX)}
         # A file is refused until the files whose functions it uses are there; whatever order that is, it comes to an end.
         waiting = [("PUT", name, text) for name, text in modules.items() if known.get(name) != text]
@@ -134,7 +139,7 @@ class OpaPolicyEngine:
                     f"/v1/policies/{quote(name)}",
                     content=text.encode(),
                     headers={"Content-Type": "text/plain"},
-                    timeout=LOAD_TIMEOUT_S,
+                    timeout=_LOAD_S,
                 )
                 if response.status_code != httpx.codes.OK:
                     refused.append(((method, name, text), response))

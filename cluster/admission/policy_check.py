@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from cluster.admission.policy_engine import PolicyEngineError
+from cluster.admission.policy_engine import DEADLINE_US, PolicyEngineError
 from cluster.admission.questions import ENTRYPOINTS
-from cluster.admission.regorus_policy_engine import DEADLINE_US
 from cluster.admission.rule_file import RuleFile, RuleFolder
 
 # What does not follow from input and data alone: a decision must come out the same when it is replayed years later.

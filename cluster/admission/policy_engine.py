@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cluster.errors import UnavailableError
+
+# A registration of 64 names in each list takes about 20 KB.
+MAX_INPUT_CHARS: Final = 64 << 10
+# Of one evaluation, and of loading a bundle.
+DEADLINE_US: Final = 2_000_000
+LOAD_DEADLINE_US: Final = 15_000_000
 
 
 class PolicyEngineError(UnavailableError):

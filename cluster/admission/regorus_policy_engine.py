@@ -15,14 +15,16 @@ from typing import Any, Final
 import orjson
 
 from cluster.admission.bundle import PolicyBundle
-from cluster.admission.policy_engine import PolicyEngineError, PolicyTimeoutError
+from cluster.admission.policy_engine import (
+    DEADLINE_US,
+    LOAD_DEADLINE_US,
+    MAX_INPUT_CHARS,
+    PolicyEngineError,
+    PolicyTimeoutError,
+)
 from cluster.admission.regorus_process import RegorusProcess, RegorusRuleError
 from cluster.errors import ConfigurationError
 
-# A registration of 64 names in each list takes about 20 KB.
-MAX_INPUT_CHARS: Final = 64 << 10
-DEADLINE_US: Final = 2_000_000
-LOAD_DEADLINE_US: Final = 15_000_000
 # Evaluations at once; more of them than CPUs only wait for each other.
 MAX_PROCESSES: Final = 4
 

@@ -10,8 +10,7 @@ from typing import Any, Final
 import orjson
 
 from cluster.admission.bundle import PolicyBundle, load_bundle
-from cluster.admission.policy_engine import PolicyEngineError
-from cluster.admission.regorus_policy_engine import LOAD_DEADLINE_US
+from cluster.admission.policy_engine import LOAD_DEADLINE_US, PolicyEngineError
 from cluster.admission.regorus_process import RegorusProcess
 from cluster.errors import ConfigurationError
 
