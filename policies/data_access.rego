@@ -20,12 +20,16 @@ data_access_level_allowed if {
 
 default tools_within_data_access_level := false
 
-# A name that is no tool is refused by another check, which says so.
 tools_within_data_access_level if {
-	every tool in data.sovereign.terms.wanted_tools & object.keys(data.catalog.tools) {
-		tool_within_level(tool)
+	every tool in data.sovereign.terms.wanted_tools {
+		covered(tool)
 	}
 }
+
+covered(name) if tool_within_level(name)
+
+# A name that is no tool is refused by another check, which says so.
+covered(name) if not data.catalog.tools[name]
 
 tool_within_level(name) if {
 	tool := data.catalog.tools[name]
@@ -83,7 +87,7 @@ declared_failures["tools_within_data_access_level"] := sprintf(
 	[input.agent.data_access_level, concat(", ", sort(refused))],
 ) if {
 	not tools_within_data_access_level
-	refused := {t | some t in data.sovereign.terms.wanted_tools; not tool_within_level(t)}
+	refused := {t | some t in data.sovereign.terms.wanted_tools; not covered(t)}
 }
 
 own_failures["data_class_known"] := sprintf(

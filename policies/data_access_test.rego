@@ -80,4 +80,9 @@ test_a_tool_needs_a_level_that_covers_it if {
 	declared(able, catalog).tools_within_data_access_level == true
 }
 
+test_a_name_that_is_no_tool_is_left_to_another_check if {
+	odd := object.union(good, {"agent": object.union(good.agent, {"allowed_tools": ["search", "shell"]})})
+	declared(odd, data.sovereign.terms_test.catalog).tools_within_data_access_level == true
+}
+
 test_nothing_is_allowed_for_an_empty_input if decided({}).allow == false
