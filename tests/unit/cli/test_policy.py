@@ -92,7 +92,6 @@ def test_check_and_test_exit_by_what_they_find(tmp_path: Path) -> None:
     done = policy("test", "--json")
     said = json.loads(done.stdout)
     assert (done.returncode, said["failed"], said["uncovered"]) == (0, [], [])
-    assert policy("check").stdout.endswith("are in order.\n")
     copy = tmp_path / "policies"
     shutil.copytree(POLICIES, copy)
     (copy / "delegation_test.rego").unlink()
@@ -101,7 +100,6 @@ def test_check_and_test_exit_by_what_they_find(tmp_path: Path) -> None:
     assert {p["file"] for p in json.loads(done.stdout)["problems"]} == {"delegation.rego"}
     done = policy("test", "--json", "--policies", str(copy))
     assert (done.returncode, json.loads(done.stdout)["failed"]) == (1, [])
-    assert policy("test", "--coverage", "50", "--policies", str(copy)).returncode == 0
 
 
 def test_schema_prints_one_data_file(tmp_path: Path) -> None:
