@@ -96,6 +96,7 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8181",
         description="The OPA server of this cluster alone, which gets the policies from the governor; https, or loopback.",
     )
+    opa_token: SecretReference = Field("", description="Where the bearer token for the OPA server is: a reference to a secret.")
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto", description="How tools are confined; auto takes bubblewrap where it works."
     )

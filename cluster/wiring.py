@@ -207,7 +207,8 @@ def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine
     if settings.policy_engine == "opa":
         from cluster.admission.opa_policy_engine import OpaPolicyEngine
 
-        return OpaPolicyEngine(bundle, settings.opa_url)
+        token = usual_secrets().resolve(settings.opa_token) if settings.opa_token else None
+        return OpaPolicyEngine(bundle, settings.opa_url, token=token)
     return embedded_policy_engine(bundle)
 
 
@@ -271,7 +272,7 @@ def build_shipper(settings: Settings) -> Shipper:
 
 def check_secrets(settings: Settings) -> None:
     """Raise ConfigurationError when a secret that the settings name can't be read here, before anything rests on it."""
-    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers)
+    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers, settings.opa_token)
     for reference in (*filter(None, single), *named_references(settings.model_keys).values()):
         usual_secrets().resolve(reference)
 

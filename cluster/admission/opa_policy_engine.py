@@ -23,6 +23,7 @@ from cluster.admission.policy_engine import (
     PolicyTimeoutError,
 )
 from cluster.errors import ConfigurationError
+from cluster.identity.secrets import Secret
 
 _LOAD_S: Final = LOAD_DEADLINE_US / 1_000_000
 MAX_ANSWER_BYTES: Final = 1 << 20
@@ -35,10 +36,10 @@ _STAMPED: Final = "stamped.rego"
 class OpaPolicyEngine:
     """Evaluates one bundle on an OPA server; safe to use from many threads."""
 
-    def __init__(self, bundle: PolicyBundle, url: str, *, deadline_us: int = DEADLINE_US) -> None:
+    def __init__(self, bundle: PolicyBundle, url: str, *, deadline_us: int = DEADLINE_US, token: Secret | None = None) -> None:
         """Send the bundle to the server; raises ConfigurationError when it can't be sent.
 
-        `url` is https, or http on loopback.
+        `url` is https, or http on loopback; `token` is sent as a bearer token.
         """
         self._bundle = bundle
         self._deadline_us = deadline_us
@@ -48,7 +49,11 @@ class OpaPolicyEngine:
             timeout=httpx.Timeout(seconds),
             trust_env=False,
             follow_redirects=False,
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+            headers={
+                "Content-Type": "application/json",
+                "Accept-Encoding": "identity",
+                **({"Authorization": f"Bearer {token.reveal()}"} if token else {}),
+            },
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=16, keepalive_expiry=30),
         )
         try:

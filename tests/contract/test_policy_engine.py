@@ -8,11 +8,13 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cluster import wiring
 from cluster.admission.admission import ACTIVATION, INVOCATION, AdmissionRequest, Entrypoint, decide
 from cluster.admission.bundle import PolicyBundle, load_bundle
 from cluster.admission.opa_policy_engine import OpaPolicyEngine
@@ -20,6 +22,8 @@ from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError, Pol
 from cluster.admission.questions import DATA_ACCESS, DELEGATION, EGRESS, ENTRYPOINTS, REGION, TOOL_CALL
 from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 from cluster.errors import ConfigurationError
+from cluster.identity.secrets import Secret
+from cluster.settings import Settings
 from tests.governors import DEFAULT, POLICIES, principal
 from tests.servers.opa import OpaOracle
 from tests.servers.opa_rest import opa_server
@@ -149,6 +153,27 @@ def test_an_opa_that_anyone_could_answer_for_is_refused(bundle: PolicyBundle, ur
     """Plain HTTP beyond this machine decides nothing here."""
     with pytest.raises(ConfigurationError, match=r"https, or on loopback"):
         OpaPolicyEngine(bundle, url)
+
+
+def test_a_setting_chooses_the_engine(bundle: PolicyBundle, url: str, tmp_path: Path) -> None:
+    """Unless it says opa, policies are evaluated here."""
+    chosen = wiring.open_policy_engine(Settings.load(home=tmp_path, policy_engine="opa", opa_url=url), bundle)
+    assert isinstance(chosen, OpaPolicyEngine)
+    assert decide(chosen, YES).allow
+    chosen.close()
+    assert isinstance(wiring.open_policy_engine(Settings.load(home=tmp_path), bundle), RegorusPolicyEngine)
+
+
+def test_an_opa_that_wants_a_token_gets_it(bundle: PolicyBundle) -> None:
+    """Without it the server takes no policy, and nobody is told what it was."""
+    few = replace(bundle, modules=tuple((n, t) for n, t in bundle.modules if n == "invocation.rego"))
+    with opa_server("t0ken") as url:
+        with pytest.raises(ConfigurationError, match="401"):
+            OpaPolicyEngine(few, url)
+        engine = OpaPolicyEngine(few, url, token=Secret("env:X", "t0ken"))
+        assert decide(engine, YES).allow
+        assert "t0ken" not in repr(vars(engine))
+        engine.close()
 
 
 def test_an_opa_that_is_away_is_a_no(bundle: PolicyBundle) -> None:

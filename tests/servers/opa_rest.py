@@ -68,6 +68,10 @@ class _Server:
         return 404, {"code": "resource_not_found"}
 
 
+# What OPA is told by --authentication=token and a policy of its own.
+TOKEN = sys.argv[2] if __name__ == "__main__" and len(sys.argv) > 2 else ""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -78,7 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/loop"):
             Event().wait()
         with self.server_state.lock:
-            status, document = self.server_state.handle(self.command, self.path, body)
+            if TOKEN and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                status, document = 401, {"code": "unauthorized"}
+            else:
+                status, document = self.server_state.handle(self.command, self.path, body)
         text = b"" if document is None else json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
@@ -97,12 +104,12 @@ class _Quiet(ThreadingHTTPServer):
 
 
 @contextmanager
-def opa_server() -> Iterator[str]:
+def opa_server(token: str = "") -> Iterator[str]:
     """Run it in a process of its own and give its URL."""
     from tests.servers.opa import FOLDER, opa_module
 
     opa_module()
-    process = subprocess.Popen([sys.executable, "-P", __file__, str(FOLDER)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-P", __file__, str(FOLDER), token], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
