@@ -7,7 +7,6 @@ which costs some 30 µs a decision and lets threads decide side by side. Fails c
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from typing import Any, Final
@@ -44,8 +43,10 @@ class RegorusPolicyEngine:
         self._bundle = bundle
         self._deadline_us = deadline_us
         self._load_deadline_us = load_deadline_us
-        self._processes = processes
-        self._begin()
+        self._room = threading.BoundedSemaphore(processes)
+        # Processes that no thread uses; a list's append and pop are atomic.
+        self._idle: list[RegorusProcess] = []
+        self._ender = weakref.finalize(self, _end_all, self._idle)
         try:
             self._idle.append(self._start())
         except PolicyTimeoutError as e:
@@ -71,11 +72,6 @@ class RegorusPolicyEngine:
             body = input_json.encode()
         except UnicodeEncodeError:
             raise PolicyEngineError("The policy input is not Unicode text.") from None
-        if self._pid != os.getpid():
-            # A fork shares its parent's sockets, and would read its answers.
-            for process in self._idle:
-                process.forget()
-            self._begin()
         if not self._room.acquire(timeout=self._deadline_us / 1_000_000):
             raise PolicyTimeoutError(f"Every policy engine was busy for {self._deadline_us // 1_000} ms.")
         try:
@@ -89,13 +85,6 @@ class RegorusPolicyEngine:
     def close(self) -> None:
         """End its processes; without a call they end when nothing refers to the engine any more."""
         self._ender()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._room = threading.BoundedSemaphore(self._processes)
-        # Processes that no thread uses; a list's append and pop are atomic.
-        self._idle: list[RegorusProcess] = []
-        self._ender = weakref.finalize(self, _end_all, self._idle)
 
     def _ask(self, entrypoint: str, body: bytes) -> Any:
         process = self._take()
@@ -118,6 +107,7 @@ class RegorusPolicyEngine:
                 process = self._idle.pop()
             except IndexError:
                 break
+            # Nor is it alive to a fork, which would share the socket: it is no child of that one.
             if process.alive:
                 return process
             process.end()

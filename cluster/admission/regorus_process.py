@@ -56,7 +56,7 @@ class RegorusProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is a child of this process that has not ended."""
         return self._process.poll() is None
 
     def load(self, modules: tuple[tuple[str, str], ...], data_json: str, *, deadline_us: int, coverage: bool = False) -> None:
@@ -98,11 +98,6 @@ class RegorusProcess:
             return self._process.wait(0.2)
         self._process.kill()
         return self._process.wait()
-
-    def forget(self) -> None:
-        """Let go of the child of another process, of which this one is a fork."""
-        self._socket.close()
-        self._process.returncode = 0
 
     def _read(self, count: int) -> bytes:
         parts = bytearray()

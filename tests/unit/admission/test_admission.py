@@ -232,6 +232,21 @@ def test_a_process_that_died_idle_is_replaced(bundle: PolicyBundle) -> None:
     assert decide(engine, invocation_request(principal(), "invoke", DEFAULT)).allow
 
 
+def test_a_fork_asks_processes_of_its_own(bundle: PolicyBundle) -> None:
+    """Parent and fork share a socket, and neither may read the other's answers."""
+    engine = RegorusPolicyEngine(bundle)
+    (before,) = engine._idle
+    question = invocation_request(principal(), "invoke", DEFAULT)
+    pid = os.fork()
+    if pid == 0:
+        right = decide(engine, question).allow and before.pid not in [idle.pid for idle in engine._idle]
+        engine.close()
+        os._exit(0 if right else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert decide(engine, question).allow
+    assert [idle.pid for idle in engine._idle] == [before.pid]
+
+
 def test_no_rule_sees_the_environment(bundle: PolicyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the governor's process holds in its environment is not in the one that evaluates."""
     monkeypatch.setenv("PLANTED", "a-secret")
