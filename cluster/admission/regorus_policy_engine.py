@@ -7,6 +7,7 @@ which costs some 30 µs a decision and lets threads decide side by side. Fails c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from typing import Any, Final
@@ -91,15 +92,21 @@ class RegorusPolicyEngine:
         try:
             answer = orjson.loads(process.ask(b"E", entrypoint, body, self._deadline_us))
         except RegorusRuleError:
-            self._idle.append(process)
+            self._give_back(process)
             raise
         except BaseException as e:
             process.end()
             if isinstance(e, orjson.JSONDecodeError):
                 raise PolicyEngineError("The policy's answer is not JSON.") from None
             raise
-        self._idle.append(process)
+        self._give_back(process)
         return answer
+
+    def _give_back(self, process: RegorusProcess) -> None:
+        self._idle.append(process)
+        if not self._ender.alive:
+            # Closed meanwhile, as the engine of an earlier bundle is.
+            _end_all(self._idle)
 
     def _take(self) -> RegorusProcess:
         while self._idle:
@@ -124,5 +131,6 @@ class RegorusPolicyEngine:
 
 
 def _end_all(idle: list[RegorusProcess]) -> None:
-    while idle:
-        idle.pop().end()
+    with contextlib.suppress(IndexError):
+        while True:
+            idle.pop().end()

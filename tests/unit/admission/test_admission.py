@@ -256,10 +256,13 @@ def test_no_rule_sees_the_environment(bundle: PolicyBundle, monkeypatch: pytest.
 
 
 def test_an_engine_takes_its_processes_with_it(bundle: PolicyBundle) -> None:
-    """Closed or forgotten, it leaves no process behind."""
+    """Closed, asked once more, or forgotten, it leaves no process behind."""
     engine = RegorusPolicyEngine(bundle)
     pids = [idle.pid for idle in engine._idle]
     engine.close()
+    # A question that was under way.
+    assert engine.evaluate("data.sovereign.egress.grant", "{}") == {"hosts": []}
+    assert engine._idle == []
     engine = RegorusPolicyEngine(bundle)
     pids += [idle.pid for idle in engine._idle]
     del engine
