@@ -116,7 +116,7 @@ class Edge:
         principal = exchange.principal = self._authenticator.authenticate(exchange.authorization)
         if scope not in principal.scopes:
             raise AdmissionDeniedError(
-                f"This key may not do that: it lacks the scope {scope.value}.", hint="Ask the operator for a key that has it."
+                f"This credential may not do that: it lacks the scope {scope.value}.", hint="Use a key or token that has it."
             )
         return principal
 
