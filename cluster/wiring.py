@@ -14,6 +14,7 @@ from cluster.errors import ConfigurationError, FieldError
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
+from cluster.journal.fact import Fact, Stream
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
@@ -185,6 +186,16 @@ def signing_keys(settings: Settings) -> EmbeddedKeySet:
     from cluster.identity.embedded_key_set import EmbeddedKeySet
 
     return EmbeddedKeySet(settings.secret_dir / "token-keys.json", _ours(settings), SystemClock())
+
+
+def record_rotation(settings: Settings) -> None:
+    """Write to disk that the signing key is about to be rotated, in a journal of this process."""
+    from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
+
+    event = AuditEvent.new(SystemClock(), AuditAction.SIGNING_KEY_ROTATE, AuditOutcome.ALLOWED, actor="operator")
+    with open_journal(settings, process_writer_id("command")) as journal:
+        journal.append(Fact(Stream.AUDIT, event.to_body()))
+        journal.sync()
 
 
 def _ours(settings: Settings) -> TrustedIssuer:

@@ -83,8 +83,9 @@ class RemoteKeySet:
             if self._tried_us is not None and now_us - self._tried_us < REFETCH_US:
                 return None
             self._tried_us = now_us
-            # Kept here, since it may be over before this returns.
             fetch = self._fetching = Future[None]()
+            # From here on none of those who wait for it can cancel it for the others.
+            fetch.set_running_or_notify_cancel()
         Thread(target=self._run, args=(fetch,), name="jwks-fetch", daemon=True).start()
         return fetch
 
