@@ -6,7 +6,7 @@ import logging
 
 from actors.ray_environment import NAMESPACE
 from actors.ray_internals import use_token_on_loopback
-from actors.topology import ClusterState, read_state
+from actors.run_state import ClusterState, read_state
 from cluster.errors import UnavailableError
 from cluster.settings import Settings
 

@@ -13,7 +13,8 @@ from functools import partial
 
 from ray.exceptions import RayError
 
-from actors.agent_processes import AgentProcesses, Runner
+from actors.agent_processes import AgentProcesses
+from actors.background import Runner
 from actors.local_model import NAME as LOCAL_MODEL
 from actors.ray_environment import NAMESPACE
 from actors.ray_internals import JOB_ID_KEY, JOB_SUPERVISORS, SERVE_ACTORS, SERVE_CONTROLLER, ControlStore

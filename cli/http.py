@@ -89,7 +89,7 @@ class ApiClient:
 
 def url_of(settings: Settings) -> str:
     """Return the URL of the cluster that runs under this home; raises UnavailableError if none does."""
-    from actors.topology import read_state
+    from actors.run_state import read_state
 
     state = read_state(settings)
     if state is None or not state.alive:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import getpass
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.detached import start_detached
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT, table
-from cli.up import POLL_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, Detach, why_it_ended
-from cluster.errors import UnavailableError
+from cli.up import Detach
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
-    from actors.node_state import NodeState
+    from actors.run_state import NodeState
     from cluster.settings import Settings
 
 app = typer.Typer(help="List, drain and resume the nodes of the cluster.", no_args_is_help=True, rich_markup_mode=None)
@@ -125,48 +118,15 @@ def _names_of_this_machine() -> list[str]:
 
 def _join_detached(settings: Settings, name: str | None, address: str) -> None:
     from actors import joined_node
+    from actors.run_state import node_states
 
     joined_node.cluster_to_join(settings, address)  # before anything is written
+    arguments = ["join", "--foreground", "--json", "--home", str(settings.home), "--num-cpus", str(settings.num_cpus)]
+    arguments += ["--name", name] if name else []
+    arguments += [part for label in settings.node_labels.split(",") if label for part in ("--label", label)]
+    arguments += [address] if address else []
     log = settings.log_dir / "join.log"
-    # -P: a folder named `cli` where the operator happens to stand is not ours.
-    command = [sys.executable, "-P", "-m", "cli.main", "join", "--foreground", "--json", "--home", str(settings.home)]
-    command += ["--num-cpus", str(settings.num_cpus)] + (["--name", name] if name else [])
-    command += [part for label in settings.node_labels.split(",") if label for part in ("--label", label)]
-    with log.open("ab") as stream:
-        begin = stream.tell()
-        child = subprocess.Popen(
-            command + [address] * bool(address),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        state = _await_ready(settings, child, log, begin)
-    except BaseException:
-        # Whatever stopped us from waiting, nobody was told that it runs: end it the way `leave` does.
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(STOP_TIMEOUT_S)
-        raise
-    _announce(state)
-
-
-def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, begin: int) -> NodeState:
-    from actors.node_state import node_states
-
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    with OUTPUT.progress("joining"):
-        while time.monotonic() < deadline:
-            ended = child.poll()
-            if ended is not None:
-                raise why_it_ended(log, begin, ended)
-            for state in node_states(settings):
-                if state.pid == child.pid and state.status == "ready":
-                    return state
-            time.sleep(POLL_S)
-    raise UnavailableError(f"The node was not ready within {READY_TIMEOUT_S:.0f} s.", hint=f"The whole log is in {log}.")
+    _announce(start_detached(arguments, log, lambda: node_states(settings), what="node", doing="joining"))
 
 
 def _announce(state: NodeState) -> None:

@@ -23,7 +23,7 @@ WEAK = (
 
 def status(home: Home = None, as_json: Json = False) -> None:
     """Say whether the cluster runs, and how it is."""
-    from actors.topology import read_state
+    from actors.run_state import read_state
 
     settings = settings_of(home)
     state = read_state(settings)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.detached import POLL_S, READY_TIMEOUT_S, STOP_TIMEOUT_S, start_detached
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT
-from cluster.errors import SovereignError, UnavailableError, from_problem
+from cluster.errors import UnavailableError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from actors.topology import ClusterState
+    from actors.run_state import ClusterState
     from cluster.settings import Settings
-
-# Longer than any step of the supervisor, which gives up by itself and says which part did not come.
-READY_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 60.0
-POLL_S = 0.1
 
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the HTTP way in; the next free one if it is busy.")]
 LocalModel = Annotated[
@@ -71,87 +62,40 @@ def _up_here(settings: Settings) -> None:
 
 
 def _up_detached(settings: Settings) -> None:
-    from actors import topology
+    from actors.run_state import read_state
 
-    running = topology.read_state(settings)
+    running = read_state(settings)
     if running is not None and running.alive:
         OUTPUT.note(f"a cluster is already {'running' if running.status == 'ready' else running.status} under {settings.home}")
         _announce(settings, _await_other(settings, running))
         return
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.log_dir.mkdir(exist_ok=True)
-    log = settings.log_dir / "up.log"
-    with log.open("ab") as stream:
-        begin = stream.tell()
-        child = subprocess.Popen(
-            _foreground(settings), stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        state = _await_ready(settings, child, log, begin)
-    except BaseException:
-        # Whatever stopped us from waiting, nobody was told that it runs: end it the way `down` does.
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(STOP_TIMEOUT_S)
-        raise
+    arguments = ["up", "--foreground", "--json", "--home", str(settings.home), "--http-port", str(settings.http_port)]
+    arguments.append("--local-model" if settings.local_model else "--no-local-model")
+
+    def states() -> list[ClusterState]:
+        return [state] if (state := read_state(settings)) else []
+
+    state = start_detached(arguments, settings.log_dir / "up.log", states, what="cluster", doing="starting")
     _announce(settings, state)
-
-
-def _foreground(settings: Settings) -> list[str]:
-    # -P: a folder named `cli` where the operator happens to stand is not ours.
-    command = [sys.executable, "-P", "-m", "cli.main", "up", "--foreground", "--json"]
-    model = "--local-model" if settings.local_model else "--no-local-model"
-    return [*command, "--home", str(settings.home), "--http-port", str(settings.http_port), model]
-
-
-def _await_ready(settings: Settings, child: subprocess.Popen[bytes], log: Path, begin: int) -> ClusterState:
-    from actors import topology
-
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    with OUTPUT.progress("starting") as progress, log.open(errors="replace") as lines:
-        lines.seek(begin)
-        while time.monotonic() < deadline:
-            ended = child.poll()
-            for line in lines:
-                if line.startswith("· "):
-                    progress(line[2:].strip())
-            if ended is not None:
-                raise why_it_ended(log, begin, ended)
-            state = topology.read_state(settings)
-            if state is not None and state.pid == child.pid and state.status == "ready":
-                return state
-            time.sleep(POLL_S)
-    raise UnavailableError(f"The cluster was not ready within {READY_TIMEOUT_S:.0f} s.", hint=f"The whole log is in {log}.")
 
 
 def _await_other(settings: Settings, running: ClusterState) -> ClusterState:
     """Return the state of a cluster that someone else started, once it is ready."""
-    from actors import topology
+    from actors.run_state import read_state
 
     deadline = time.monotonic() + READY_TIMEOUT_S
     state: ClusterState | None = running
     with OUTPUT.progress("waiting until it is ready"):
         while state is not None and state.alive and state.status == "starting" and time.monotonic() < deadline:
             time.sleep(POLL_S)
-            state = topology.read_state(settings)
+            state = read_state(settings)
     if state is None or not state.alive or state.status != "ready":
         raise UnavailableError(
             f"The cluster under {settings.home} did not become ready.",
             hint="Try again once `sovereign status` says that nothing runs.",
         )
     return state
-
-
-def why_it_ended(log: Path, begin: int, code: int) -> SovereignError:
-    """Return the error that the child left as the last JSON line of its log."""
-    with log.open(errors="replace") as lines:
-        lines.seek(begin)
-        told = [line for line in lines if line.startswith('{"error"')]
-    if told:
-        with contextlib.suppress(ValueError):
-            return from_problem(json.loads(told[-1])["error"])
-    return UnavailableError(f"The supervisor ended with code {code}.", hint=f"The whole log is in {log}.")
 
 
 def _announce(settings: Settings, state: ClusterState) -> None:

@@ -25,7 +25,7 @@ from rich.json import JSON
 from rich.panel import Panel
 from rich.text import Text
 
-from actors.topology import marked
+from actors.marked import marked
 from cli.output import printable, table
 
 EXAMPLE_1: dict[str, Any] = json.loads(Path(__file__).with_name("strategic_planner.json").read_text())

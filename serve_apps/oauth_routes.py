@@ -10,10 +10,9 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.errors import InvalidRequestError
 from cluster.identity.authorization_server import MAX_FORM_BYTES, AuthorizationServer
 from serve_apps.edge import Edge, Handler
-from serve_apps.exchange import Exchange, read_body
+from serve_apps.exchange import Exchange
 from serve_apps.openapi import summary_of
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -39,13 +38,13 @@ class OAuthRoutes:
 
     async def token(self, request: Request, exchange: Exchange) -> Response:
         """POST /oauth/token: an access token for an API key (client credentials), or a narrower one for a token (RFC 8693)."""
-        body = await _form(request)
+        body = await self._edge.body(request, limit=MAX_FORM_BYTES, kind=FORM)
         answer = await asyncio.to_thread(self._tokens.token, body, exchange.authorization, request_id=exchange.request_id)
         return _json(answer, {"cache-control": "no-store"})
 
     async def revoke(self, request: Request, exchange: Exchange) -> Response:
         """POST /oauth/revoke: end an access token early (RFC 7009); 200 also for what is no token any more."""
-        body = await _form(request)
+        body = await self._edge.body(request, limit=MAX_FORM_BYTES, kind=FORM)
         await asyncio.to_thread(self._tokens.revoke, body, exchange.authorization, request_id=exchange.request_id)
         return _json({}, {"cache-control": "no-store"})
 
@@ -68,7 +67,7 @@ class OAuthRoutes:
         for method, path, handler, form, needed, answer in table:
             app.add_api_route(
                 path,
-                self._edge.route(handler, f"{method} {path}"),
+                self._edge.route(handler, f"{method} {path}", takes_body=form is not None),
                 methods=[method],
                 response_class=Response,
                 response_model=None,
@@ -77,12 +76,6 @@ class OAuthRoutes:
                 description="",
                 openapi_extra=_operation(form, needed, answer),
             )
-
-
-async def _form(request: Request) -> bytes:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
-        raise InvalidRequestError("The body is no form.", hint=f"Send it with Content-Type: {FORM}.")
-    return await read_body(request, MAX_FORM_BYTES)
 
 
 def _operation(form: dict[str, Any] | None, needed: list[str], answer: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.topology import marked, read_state, stop
+from actors.marked import marked
+from actors.run_state import read_state
+from actors.topology import stop
 from cluster.settings import Settings
 from tests.servers.cluster import eventually
 from tests.servers.crooked_s3 import CrookedS3, crooked_s3, moto_server

@@ -14,7 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from actors.topology import marked, read_state
+from actors.marked import marked
+from actors.run_state import read_state
 from tests.servers.cluster import RunningCluster, eventually, running_cluster
 from tests.sizes import SOAK, soak
 
@@ -284,7 +285,7 @@ def kill_all(cluster: RunningCluster) -> None:
 def test_a_killed_head_is_started_again_and_agents_wake_with_their_state(hurt: RunningCluster) -> None:
     """kill -9 of the whole head under load: the same address answers again, nothing registered or counted is lost.
 
-    Controls: actors/topology.py _Supervisor._start_again, actors/governance.py GovernanceActor._recover.
+    Controls: actors/supervisor.py Supervisor._start_again, actors/governance.py GovernanceActor._recover.
     """
     hurt.register("rememberer", model="scripted:echo")
     told = say(hurt, "one")

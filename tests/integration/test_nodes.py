@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from actors.node_state import read_node_state
-from actors.topology import marked
+from actors.marked import marked
+from actors.run_state import read_node_state
 from cluster import wiring
 from cluster.coordination.journals import journal_node
 from cluster.journal.journal_id import list_journals
@@ -219,7 +219,7 @@ def test_a_node_killed_under_load_loses_no_acknowledged_call(nodes: Nodes) -> No
     """kill -9 of a node's every process: its agents wake elsewhere, and each acknowledged call is in the lake exactly once.
 
     What it had not shipped is shipped from the head, out of its own folder. Controls: actors/orphaned_journals.py
-    OrphanedJournals.step, actors/agent_processes.py AgentProcesses._lost.
+    OrphanedJournals.step, actors/lives.py Lives.lost.
     """
     cluster = nodes.cluster
     dying = cluster.settings.of_node(nodes.b)

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from actors.listeners import assert_private, is_loopback, listeners
-from actors.topology import marked, run
+from actors.marked import marked
+from actors.topology import run
 from cluster.errors import ConfigurationError
 from cluster.settings import Settings
 from tests.servers.cluster import RunningCluster

@@ -19,7 +19,9 @@ import psutil
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.topology import ClusterState, marked, read_state, stop
+from actors.marked import marked
+from actors.run_state import ClusterState, read_state
+from actors.topology import stop
 from cluster.settings import Settings
 from cluster.telemetry.metrics import render
 

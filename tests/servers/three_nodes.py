@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from actors.joined_node import leave
-from actors.node_state import node_states
-from actors.topology import read_state, stop
+from actors.run_state import node_states, read_state
+from actors.topology import stop
 from cluster.settings import PROJECT_ROOT, Settings
 from tests.servers.cluster import RunningCluster
 

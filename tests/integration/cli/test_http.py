@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.topology import read_state
+from actors.run_state import read_state
 from cli.exit_codes import exit_code_of
 from cli.http import ApiClient
 from cluster.errors import (

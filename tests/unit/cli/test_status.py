@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.topology import ClusterState
+from actors.run_state import ClusterState
 from cli.status import _live_row, _render
 from cluster.agents.bubblewrap_sandbox import BubblewrapSandbox
 from cluster.agents.process_sandbox import ProcessSandbox

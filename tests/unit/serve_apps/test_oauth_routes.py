@@ -126,7 +126,7 @@ async def test_metadata_leads_to_what_is_there(door: Door) -> None:
     metadata = (await door.http.get("/.well-known/oauth-authorization-server")).json()
     url = metadata["issuer"]
     paths = [metadata[name].removeprefix(url) for name in ("token_endpoint", "revocation_endpoint", "jwks_uri")]
-    assert [(await door.http.post(p)).status_code for p in paths[:2]] == [400, 400]
+    assert [(await door.http.post(p)).status_code for p in paths[:2]] == [415, 415]
     keys = (await door.http.get(paths[2])).json()["keys"]
     assert keys == door.identity.keys.public_jwks()["keys"]
     assert all("d" not in key for key in keys)
@@ -196,7 +196,7 @@ async def test_refusals_of_oauth_have_its_members_too(door: Door) -> None:
 
 async def test_a_form_of_another_kind_or_too_large_is_refused(door: Door) -> None:
     """Before anything of it is parsed."""
-    assert (await door.http.post("/oauth/token", json={"grant_type": "client_credentials"})).status_code == 400
+    assert (await door.http.post("/oauth/token", json={"grant_type": "client_credentials"})).status_code == 415
     form = {"content-type": "application/x-www-form-urlencoded"}
     assert (await door.http.post("/oauth/token", content=b"a=" + b"a" * (65 << 10), headers=form)).status_code == 413
 

@@ -5,21 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
-
-from tests.servers.cluster import RunningCluster, eventually, running_cluster
+from tests.servers.cluster import RunningCluster, eventually
 from tests.sizes import soak
-
-
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    """A cluster with room for two agents of a whole CPU, which never give their process back by themselves."""
-    with running_cluster(tmp_path_factory.mktemp("crowd") / "home", num_cpus=2, warm_pool=1) as running:
-        yield running
 
 
 def say(cluster: RunningCluster, agent: str, text: str) -> Any:
@@ -75,7 +65,7 @@ def test_replicas_follow_the_load_and_conversations_keep_their_order(crowd: Runn
 def test_agents_share_processes_and_keep_their_conversations(crowd: RunningCluster) -> None:
     """Six agents on two processes: none is ended or started, each remembers its own conversation and nobody else's.
 
-    Controls: actors/agent_processes.py AgentProcesses._take_over, actors/agent.py AgentActor.vacate.
+    Controls: actors/places.py Places._take_over, actors/agent.py AgentActor.vacate.
     """
     names = [f"crowd-{n}" for n in range(6)]
     for name in names:

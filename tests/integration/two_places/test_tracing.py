@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
 
 import httpx
-import pytest
 
-from tests.servers.cluster import RunningCluster, eventually, running_cluster
-from tests.servers.otlp_sink import Collector, Seen, otlp_sink
+from tests.servers.cluster import RunningCluster, eventually
+from tests.servers.otlp_sink import Collector, Seen
 
 PRIVATE = "a-word-that-nobody-else-says"
-
-
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningCluster, Collector]]:
-    """A cluster that sends its traces to a collector."""
-    home = tmp_path_factory.mktemp("traced") / "home"
-    with otlp_sink() as collector, running_cluster(home, warm_pool=1, otlp_endpoint=collector.endpoint) as running:
-        yield running, collector
 
 
 def path_to(name: str, spans: list[Seen]) -> list[str]:
@@ -34,18 +24,17 @@ def path_to(name: str, spans: list[Seen]) -> list[str]:
     return path[::-1]
 
 
-def test_a_call_is_one_tree_down_to_the_tools_process(traced: tuple[RunningCluster, Collector]) -> None:
+def test_a_call_is_one_tree_down_to_the_tools_process(crowd: RunningCluster, collector: Collector) -> None:
     """Under the client's own span: way in, directory, wake, agent, model, tool, process; the usage row has the trace's id."""
-    cluster, collector = traced
     policy = {"allowed_tools": ["data_analysis"], "resource_limits": {"cpu": "100m", "memory": "512Mi"}}
-    cluster.register("watched", security_policy=policy).raise_for_status()
+    crowd.register("watched", security_policy=policy).raise_for_status()
     tool = {"name": "data_analysis", "args": {"rows": [{"x": PRIVATE}], "sql": "select x from data"}}
     text = json.dumps({"script": [{"call_tool": tool}, {"say": f"{PRIVATE} {{tool}}"}]})
     for streams in (False, True):
         trace_id, client = secrets.token_hex(16), secrets.token_hex(8)
         body = {"model": "watched", "messages": [{"role": "user", "content": text}], "stream": streams}
         headers = {"traceparent": f"00-{trace_id}-{client}-01"}
-        assert cluster.http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+        assert crowd.http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
         spans = eventually(
             lambda trace_id=trace_id: collector.of(trace_id),
             lambda seen: {"tool_process", "POST /v1/chat/completions"} <= {s.name for s in seen},
@@ -68,16 +57,15 @@ def test_a_call_is_one_tree_down_to_the_tools_process(traced: tuple[RunningClust
                 "governance: start_agent",
             ]
         agent = next(s for s in spans if s.name == "invoke_agent watched")
-        rows = eventually(lambda trace_id=trace_id: [r for r in cluster.usage("watched") if r["trace_id"] == trace_id])
+        rows = eventually(lambda trace_id=trace_id: [r for r in crowd.usage("watched") if r["trace_id"] == trace_id])
         assert agent.attributes["sovereign.invocation_id"] == rows[0]["invocation_id"]
         assert agent.attributes["gen_ai.usage.output_tokens"] == rows[0]["tokens_output"]
     assert not any(PRIVATE.encode() in body for body in collector.raw)
 
 
-def test_a_registration_shows_its_decision_and_its_transaction(traced: tuple[RunningCluster, Collector]) -> None:
+def test_a_registration_shows_its_decision_and_its_transaction(crowd: RunningCluster, collector: Collector) -> None:
     """Walk 1, in order, below the request; without a client's span the platform begins a trace of its own."""
-    cluster, collector = traced
-    cluster.register("registered").raise_for_status()
+    crowd.register("registered").raise_for_status()
 
     def tree() -> list[Seen]:
         roots = [s for s in list(collector.spans) if s.attributes.get("http.route") == "/api/v1/agents"]
@@ -89,37 +77,34 @@ def test_a_registration_shows_its_decision_and_its_transaction(traced: tuple[Run
         assert path_to(name, spans) == [*above, f"governance: {name}"]
 
 
-def test_what_fails_is_marked_by_its_kind_alone(traced: tuple[RunningCluster, Collector]) -> None:
+def test_what_fails_is_marked_by_its_kind_alone(crowd: RunningCluster, collector: Collector) -> None:
     """A model that fails marks the spans above it; nothing that it said is in them."""
-    cluster, collector = traced
-    cluster.register("failing").raise_for_status()
+    crowd.register("failing").raise_for_status()
     trace_id = secrets.token_hex(16)
     body = {"model": "failing", "messages": [{"role": "user", "content": json.dumps({"script": [{"fail": PRIVATE}]})}]}
     headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
-    assert cluster.http.post("/v1/chat/completions", json=body, headers=headers).status_code >= 500
+    assert crowd.http.post("/v1/chat/completions", json=body, headers=headers).status_code >= 500
     failed = {"POST /v1/chat/completions", "invoke_agent failing", "chat scripted:steps"}
     eventually(lambda: {s.name for s in collector.of(trace_id) if s.failed}, lambda names: failed <= names)
     assert not any(PRIVATE.encode() in body for body in collector.raw)
 
 
-def test_segments_are_traced_on_their_way_to_the_lake(traced: tuple[RunningCluster, Collector]) -> None:
+def test_segments_are_traced_on_their_way_to_the_lake(collector: Collector) -> None:
     """Each object that is stored is a span of the shipper, with how many rows it holds."""
-    _, collector = traced
     stored = eventually(lambda: [s for s in list(collector.spans) if s.name == "put_segment"])
     assert {s.service for s in stored} == {"sovereign-shipper"}
     assert all(s.attributes["sovereign.rows"] > 0 for s in stored)
 
 
-def test_a_metric_leads_to_a_trace_and_that_to_a_row(traced: tuple[RunningCluster, Collector]) -> None:
+def test_a_metric_leads_to_a_trace_and_that_to_a_row(crowd: RunningCluster, collector: Collector) -> None:
     """OpenMetrics names the trace of a call beside the bucket that it is in; the collector has it, and so has the lake."""
-    cluster, collector = traced
-    cluster.register("measured").raise_for_status()
-    assert cluster.ask("measured").status_code == 200
-    (row,) = eventually(lambda: cluster.usage("measured"))
+    crowd.register("measured").raise_for_status()
+    assert crowd.ask("measured").status_code == 200
+    (row,) = eventually(lambda: crowd.usage("measured"))
 
     def page() -> str:
         accept = {"accept": "application/openmetrics-text"}
-        return httpx.get(cluster.state.metrics_url, headers=accept, timeout=10).text
+        return httpx.get(crowd.state.metrics_url, headers=accept, timeout=10).text
 
     text = eventually(page, lambda text: f'trace_id="{row["trace_id"]}"' in text)
     assert text.endswith("# EOF\n")
