@@ -14,11 +14,13 @@ from starlette.types import Receive, Scope, Send
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
+from cluster.identity.authorization_server import AuthorizationServer
 from serve_apps.chat import ChatRequest
 from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
 from serve_apps.gang_routes import GangRoutes
 from serve_apps.native_routes import NativeRoutes
+from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
 
@@ -49,8 +51,8 @@ class Application:
             await response(scope, receive, send)
 
 
-def create_app(edge: Edge) -> Application:
-    """Return the gateway's ASGI application."""
+def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Application:
+    """Return the gateway's ASGI application, with the routes of OAuth where `tokens` answers them."""
     app = FastAPI(
         title="Sovereign",
         version="1",
@@ -93,6 +95,9 @@ def create_app(edge: Edge) -> Application:
             status_code=statuses[0],
             openapi_extra=operation(handler.__name__, path, body, statuses),
         )
+
+    if tokens is not None:
+        OAuthRoutes(edge, tokens).add_to(app)
 
     async def not_routed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404

@@ -22,6 +22,7 @@ from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.decisions import Decisions, denied
 from cluster.admission.gangs import Gangs
 from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.questions import granted_hosts
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
@@ -356,9 +357,8 @@ class Registrar:
         )
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
-        """Return the hosts behind the names of the agent's network access, as the policy in force says."""
-        places = self._bundle.catalog.egress
-        return tuple(h for name in record.spec.network_access if name in places for h in places[name].hosts)
+        """Return the hosts that the agent's tools may fetch from, as the policy in force says; none when it does not answer."""
+        return granted_hosts(self._engine, record)
 
     def policy_status(self) -> dict[str, str]:
         """Return revision and digest of the policy that decides here."""
