@@ -84,6 +84,7 @@ _Instructions = Annotated[
     StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS),
     AfterValidator(_without_nul),
     AfterValidator(_without_secret),
+    WithJsonSchema({"type": "string", "maxLength": MAX_INSTRUCTIONS_CHARS, "pattern": r"^[^\u0000]*$"}),
 ]
 
 # Pydantic says which keys there may be by a pattern, but not that there are no others.
