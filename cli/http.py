@@ -50,6 +50,7 @@ class ApiClient:
         body: Any = None,
         form: dict[str, str] | None = None,
         params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Any:
         """Send one request, with `body` as JSON or with a `form`, and return the JSON of its answer (None if empty).
 
@@ -59,7 +60,7 @@ class ApiClient:
 
         query = {name: value for name, value in (params or {}).items() if value is not None}
         try:
-            answer = self._client.request(method, path, json=body, data=form, params=query)
+            answer = self._client.request(method, path, json=body, data=form, params=query, headers=headers)
         except httpx.HTTPError as e:
             raise self._away(e) from None
         if answer.status_code >= 400:

@@ -133,6 +133,13 @@ class ConflictError(SovereignError):
     status = 409
 
 
+class PreconditionFailedError(SovereignError):
+    """It has changed since the caller read it (If-Match)."""
+
+    code = "precondition_failed"
+    status = 412
+
+
 class IllegalTransitionError(ConflictError):
     """A lifecycle table has no such step; the detail carries the history."""
 
