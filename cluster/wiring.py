@@ -146,9 +146,11 @@ def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, pro
 
 def build_authenticator(settings: Settings) -> Authenticator:
     """Return what finds out who asks over HTTP."""
+    from cluster.admission.active_tenants import ActiveTenants
     from cluster.identity.api_keys import ApiKeyAuthenticator
 
-    return ApiKeyAuthenticator(open_coordination(settings), SystemClock())
+    coordination, clock = open_coordination(settings), SystemClock()
+    return ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock)
 
 
 def ensure_first_api_key(settings: Settings) -> None:

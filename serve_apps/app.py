@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
 from serve_apps.chat import ChatRequest
@@ -19,6 +20,7 @@ from serve_apps.exchange import Exchange
 from serve_apps.native_routes import NativeRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
+from serve_apps.tenancy_routes import TenancyRoutes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -57,8 +59,10 @@ def create_app(edge: Edge) -> Application:
         redoc_url=None,
         redirect_slashes=False,
     )
-    native, openai = NativeRoutes(edge), OpenAIRoutes(edge)
+    native, openai, tenancy = NativeRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
     agent = "/api/v1/agents/{agent_id}"
+    tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
+    keys, key = "/api/v1/keys", "/api/v1/keys/{key_id}"
     table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
         ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
         ("GET", "/v1/models", openai.models, None, (200,)),
@@ -66,6 +70,17 @@ def create_app(edge: Edge) -> Application:
         ("GET", "/api/v1/agents", native.list, None, (200,)),
         ("GET", agent, native.show, None, (200,)),
         ("DELETE", agent, native.remove, None, (200,)),
+        ("GET", tenants, tenancy.list_tenants, None, (200,)),
+        ("POST", tenants, tenancy.make_tenant, TenantRequest, (201,)),
+        ("GET", tenant, tenancy.show_tenant, None, (200,)),
+        ("PATCH", tenant, tenancy.change_tenant, TenantChange, (200,)),
+        ("GET", f"{tenant}/projects", tenancy.list_projects, None, (200,)),
+        ("POST", f"{tenant}/projects", tenancy.make_project, ProjectRequest, (201,)),
+        ("GET", keys, tenancy.list_keys, None, (200,)),
+        ("POST", keys, tenancy.make_key, KeyRequest, (201,)),
+        ("GET", key, tenancy.show_key, None, (200,)),
+        ("POST", f"{key}/rotate", tenancy.rotate_key, KeyRotation, (200,)),
+        ("DELETE", key, tenancy.revoke_key, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),

@@ -22,6 +22,9 @@ from cluster.admission.quota_use import QuotaUse
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.admission.standing import StandingEngine
+from cluster.admission.tenancy import Tenancy
+from cluster.admission.tenants import Tenants
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import RegistrationRequest
@@ -89,8 +92,10 @@ class Registrar:
     ) -> None:
         """Take over as the governor of `epoch`; its journal must be registered and open (`wiring.build_registrar`)."""
         self._coordination = coordination
-        self._engine = engine
         self._bundle = bundle
+        self._tenants = Tenants(coordination, lambda: self._bundle.catalog)
+        # Every decision goes through it, so that the policy knows also the tenants that were made at run time.
+        self._engine = engine = StandingEngine(engine, self._tenants)
         self._clock = clock
         self._epoch = epoch
         self._journal_dir = journal_dir
@@ -99,6 +104,15 @@ class Registrar:
         self._activator = Activator(self._registry, engine, self._journal, node=node)
         # Which nodes take no agents.
         self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
+        # Tenants, projects and keys, for those who administer them.
+        self.tenancy = Tenancy(
+            coordination,
+            self._tenants,
+            lambda: frozenset(self._bundle.catalog.plans),
+            fence=fence(EPOCH_NAME, epoch),
+            journal=self._journal,
+            clock=clock,
+        )
         # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
         self._tenant_locks = tuple(threading.Lock() for _ in range(64))
 
@@ -111,7 +125,7 @@ class Registrar:
         for something else, StorageError when the decision can't be written (nothing happened then).
         """
         tenant, key = principal.tenant, digest_key(idempotency_key)
-        plan = self._bundle.catalog.plan_of(tenant)
+        plan = self._tenants.plan_of(tenant)
         spec = request.to_spec(plan.defaults.to_spec_defaults() if plan else _NO_PLAN)
         fingerprint = request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
@@ -255,7 +269,7 @@ class Registrar:
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
-        use, plan = self._registry.quota_use(tenant), self._bundle.catalog.plan_of(tenant)
+        use, plan = self._registry.quota_use(tenant), self._tenants.plan_of(tenant)
         bound = plan.quota if plan else None
         return {
             "cpu_milli": {"used": use.resources.cpu_milli, "limit": bound.cpu if bound else 0},
@@ -265,7 +279,7 @@ class Registrar:
 
     def may_have_raw_actors(self, tenant: str) -> bool:
         """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
-        return self._bundle.catalog.may_have_raw_actors(tenant)
+        return self._tenants.may_have_raw_actors(tenant)
 
     def record_stray(self, stray: SeenActor, tenant: str) -> None:
         """Write down that an actor without a record is ended, before it is; raises StorageError, and then it must not be.
@@ -331,7 +345,7 @@ class Registrar:
         tenant, spec = record.tenant, record.spec
         if known := self._known(tenant, spec, record.idempotency, fingerprint):
             return known
-        plan = self._bundle.catalog.plan_of(tenant)
+        plan = self._tenants.plan_of(tenant)
         if plan is None:
             raise NotFoundError(f"There is no tenant {tenant}.")
         quota = plan.quota

@@ -183,7 +183,7 @@ def parse_registration(body: bytes | Mapping[str, Any]) -> RegistrationRequest:
     try:
         return RegistrationRequest.model_validate(parsed)
     except ValidationError as e:
-        errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
+        errors = [FieldError(".".join(map(str, x["loc"])) or "body", sentence_of(dict(x))) for x in e.errors(include_url=False)]
     raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
 
 
@@ -207,7 +207,8 @@ _BOUNDS: Final = {
 }
 
 
-def _sentence(error: dict[str, Any]) -> str:
+def sentence_of(error: dict[str, Any]) -> str:
+    """Return in words what is wrong with a field, of an error of pydantic."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
