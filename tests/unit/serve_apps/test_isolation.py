@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 
-from actors import agent_processes, governance
-from actors.directory import Directory
-from actors.governance import GovernanceActor
-from actors.room import Account
-from cluster import wiring
-from cluster.agents.spec import Resources
-from cluster.clock import SystemClock
 from cluster.coordination.sqlite_coordination import SqliteCoordination
-from cluster.errors import from_problem
 from cluster.settings import Settings
-from cluster.telemetry.metrics import Metrics
-from serve_apps.app import create_app
-from serve_apps.edge import Edge
-from tests.gates import open_gate
+from tests.gateways import gateway
 from tests.governors import facts
 
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
 NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none"}
-
-
-class InProcess:
-    """Governance without Ray between: its answers cross as the same JSON bytes."""
-
-    def __init__(self, actor: GovernanceActor) -> None:
-        self._actor = actor
-
-    async def call(self, method: str, *arguments: object, timeout_s: float = 30.0) -> Any:
-        document = json.loads(await getattr(self._actor, method)(*arguments))
-        if "problem" in document:
-            raise from_problem(document["problem"])
-        return document["ok"]
-
-
-class NoReconciler:
-    def __init__(self, *_: object) -> None:
-        """There is no Ray to compare with."""
-
-    async def look_for_ever(self) -> None:
-        await asyncio.Event().wait()
 
 
 @dataclass
@@ -114,34 +80,16 @@ class World:
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Two tenants: acme with an agent, a key and a project of its own, and globex, which administers itself."""
     settings = Settings.load(home=tmp_path)
-    settings.secret_dir.mkdir(parents=True)
-    (settings.secret_dir / "master-key").write_text("ab" * 32)
-    wiring.ensure_first_api_key(settings)
-    monkeypatch.setattr(Metrics, "of_process", Metrics)
-    monkeypatch.setattr(agent_processes, "names", lambda prefix: set())
-    monkeypatch.setattr(agent_processes, "nodes_of_ray", list)
-    monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
-    monkeypatch.setattr(governance, "configure_logging", lambda *a, **k: None)
-    monkeypatch.setattr(governance, "Reconciler", NoReconciler)
-    actor, metrics = GovernanceActor(settings.to_json()), Metrics(settings.metrics_dir, "gateway")
-    local = cast("Any", InProcess(actor))
-    edge = Edge(
-        settings,
-        authenticator=wiring.build_authenticator(settings),
-        governance=local,
-        directory=Directory(local, metrics),
-        journal=wiring.open_journal(settings, "gateway.test"),
-        gate=open_gate(settings.journal_dir),
-        metrics=metrics,
-        clock=SystemClock(),
-    )
-    transport = httpx.ASGITransport(create_app(edge))
+    async with gateway(settings, monkeypatch) as app:
+        yield await _settle(tmp_path, httpx.ASGITransport(app), (settings.secret_dir / "api-key").read_text().strip())
 
+
+async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) -> World:
     def client(key: str) -> Tenant:
         headers = {"authorization": f"Bearer {key}", "x-request-id": "r" * 36}
         return Tenant(httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers))
 
-    operator = client((settings.secret_dir / "api-key").read_text().strip())
+    operator = client(first_key)
     tenants = []
     for name in ("acme", "globex"):
         (await operator.http.post("/api/v1/tenants", json={"tenant_id": name, "plan": "standard"})).raise_for_status()
@@ -151,14 +99,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     acme, globex = tenants
     (await acme.http.post("/api/v1/agents", json=AGENT)).raise_for_status()
     document = (await acme.http.get("/openapi.json")).json()
-    yield World(tmp_path, operator, acme, globex, document)
-    for each in (operator, acme, globex):
-        await each.http.aclose()
-    edge.close()
-    await actor.drain_all()
-    actor._threads.shutdown()
-    actor._registering.shutdown()
-    gc.collect()
+    return World(home, operator, acme, globex, document)
 
 
 def test_every_route_is_tried(world: World) -> None:
