@@ -14,6 +14,7 @@ from cluster.errors import ConfigurationError, FieldError
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
+from cluster.identity.secrets import named_references, usual_secrets
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
@@ -47,7 +48,13 @@ def open_object_store(settings: Settings) -> ObjectStore:
     if url.scheme == "s3" and url.netloc:
         from cluster.storage.s3_object_store import S3ObjectStore
 
-        return S3ObjectStore(url.netloc, url.path, endpoint=settings.s3_endpoint)
+        if bool(settings.s3_access_key) != bool(settings.s3_secret_key):
+            raise ConfigurationError(
+                "The lake's store has half of its credentials.", hint="Set SOVEREIGN_S3_ACCESS_KEY and SOVEREIGN_S3_SECRET_KEY."
+            )
+        references = [r for r in (settings.s3_access_key, settings.s3_secret_key) if r]
+        credentials = [usual_secrets().resolve(r) for r in references]
+        return S3ObjectStore(url.netloc, url.path, endpoint=settings.s3_endpoint, credentials=credentials)
     raise ConfigurationError(
         "The lake has no place.",
         errors=[FieldError("SOVEREIGN_LAKE_URL", f"must be file:///folder or s3://bucket/prefix; got {settings.lake!r}")],
@@ -72,8 +79,10 @@ def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[
     from cluster.agents.sqlite_checkpointer import SqliteCheckpointStore
 
     spec, conversations = record.spec, checkpoint_path(settings, record)
+    reference = named_references(settings.model_keys).get(spec.model.partition(":")[0])
+    api_key = usual_secrets().resolve(reference) if reference else None
     return Brain(
-        build_model(spec.model, local_model_url=settings.local_model_url),
+        build_model(spec.model, local_model_url=settings.local_model_url, api_key=api_key),
         _build_tools(settings, record, egress_hosts),
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
@@ -243,6 +252,13 @@ def build_shipper(settings: Settings) -> Shipper:
     store = open_object_store(settings)
     writer = open_journal(settings, f"shipper.{node_name(settings)}")
     return Shipper(settings.journal_dir, store, writer=writer, clock=SystemClock())
+
+
+def check_secrets(settings: Settings) -> None:
+    """Raise ConfigurationError when a secret that the settings name can't be read here, before anything rests on it."""
+    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers)
+    for reference in (*filter(None, single), *named_references(settings.model_keys).values()):
+        usual_secrets().resolve(reference)
 
 
 def check_object_store(settings: Settings) -> None:

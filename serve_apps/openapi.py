@@ -27,11 +27,12 @@ _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
 _NAME: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
 _OR_NULL: Final = {"type": ["string", "null"]}
+_AFTER: Final = {"name": "after", "in": "query", "schema": {"type": "string", "maxLength": 64, "pattern": "^[ -~]*$"}}
 _LIMIT: Final = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}}
 _OF_TENANT: Final = {
     "name": "tenant_id",
     "in": "query",
-    "schema": _NAME,
+    "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
     "description": "Whose key it is, for operators; anyone else has those of their own tenant.",
 }
 _KEY: Final[dict[str, Any]] = {
@@ -135,19 +136,20 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
         {
             "name": "X-Deadline-S",
             "in": "header",
-            "schema": {"type": "number"},
-            "description": "Stop the work after so many seconds.",
+            "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
+            "description": "Stop the work after so many seconds, such as 2.5.",
         }
     ],
-    "list_tenants": [{"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this tenant."}, _LIMIT],
-    "list_keys": [
-        {"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this key id."},
-        _LIMIT,
-        _OF_TENANT,
-    ],
+    "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
+    "list_keys": [_AFTER | {"description": "Begin after this key id."}, _LIMIT, _OF_TENANT],
     **{name: [_OF_TENANT] for name in ("show_key", "rotate_key", "revoke_key")},
     "list": [
-        {"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this agent id."},
+        {
+            "name": "after",
+            "in": "query",
+            "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
+            "description": "Begin after this agent id.",
+        },
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ],
 }
@@ -188,7 +190,7 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
     if "{agent_id}" in path:
-        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _TEXT})
+        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _NAME})
     for of_path, schema in (("tenant_id", _NAME), ("key_id", _TEXT)):
         if f"{{{of_path}}}" in path:
             parameters.append({"name": of_path, "in": "path", "required": True, "schema": schema})

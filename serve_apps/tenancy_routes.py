@@ -11,7 +11,7 @@ from starlette.responses import Response
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.roles import Scope
 from serve_apps.edge import Edge
-from serve_apps.exchange import Exchange, read_body
+from serve_apps.exchange import Exchange
 
 MAX_PAGE: Final = 1000
 _PAGE: Final = frozenset({"after", "limit"})
@@ -82,7 +82,7 @@ class TenancyRoutes:
         scope = Scope.KEYS_MANAGE if operation.startswith("keys.") else Scope.TENANTS_MANAGE
         principal = edge.authenticate(exchange, scope)
         named = _query(request, query) | {name: str(value) for name, value in request.path_params.items()}
-        content = await read_body(request, edge.settings.max_body_bytes) if body else b""
+        content = await edge.body(request) if body else b""
         answer = await edge.governance.call("administer", principal.to_json(), operation, named, content, exchange.request_id)
         # An answer may hold a key's secret: nothing on the way may keep it.
         headers = {"cache-control": "no-store"}

@@ -19,7 +19,6 @@ from cluster.errors import (
     AdmissionDeniedError,
     ConflictError,
     FieldError,
-    InvalidRequestError,
     NotFoundError,
 )
 from cluster.identity.ids import TenantId
@@ -89,7 +88,7 @@ class Tenancy:
         return self._known(tenant).to_public() | {"projects": [str(p) for p in self._tenants.projects(tenant)]}
 
     def make(self, who: Principal, request: TenantRequest, request_id: str) -> dict[str, Any]:
-        """Make an active tenant; raises ConflictError when there is one of this name, InvalidRequestError for no plan."""
+        """Make an active tenant; raises ConflictError when there is one of this name, NotFoundError for no such plan."""
         self._check_plan(request.plan)
         if self._tenants.find(request.tenant_id) is not None:
             raise ConflictError(
@@ -112,7 +111,7 @@ class Tenancy:
     def change(self, who: Principal, tenant_id: TenantId, request: TenantChange, request_id: str) -> dict[str, Any]:
         """Give a tenant another plan, suspend it, or resume it; what it is already changes nothing.
 
-        Raises NotFoundError, ConflictError for one that the policy data declares, InvalidRequestError for no plan.
+        Raises NotFoundError, also for no such plan, and ConflictError for one that the policy data declares.
         """
         if self._known(tenant_id).declared and find_made(self._coordination, tenant_id) is None:
             raise ConflictError(
@@ -169,6 +168,6 @@ class Tenancy:
         return known
 
     def _check_plan(self, plan: str) -> None:
-        if plan not in self._plans():
-            known = ", ".join(sorted(self._plans()))
-            raise InvalidRequestError("There is no such plan.", errors=[FieldError("plan", f"must be one of {known}")])
+        if plan not in (known := self._plans()):
+            wrong = FieldError("plan", f"must be one of {', '.join(sorted(known))}")
+            raise NotFoundError(f"There is no plan {plan}.", errors=[wrong])

@@ -61,6 +61,8 @@ class ProjectRequest(_Body):
 class KeyRequest(_Body):
     """The body of `POST /api/v1/keys`: a role, or scopes one by one."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["role"]}, {"required": ["scopes"]}]})
+
     name: _KeyName
     role: _Role = Role.CALLER
     scopes: _Scopes = Field(default_factory=list)

@@ -129,7 +129,7 @@ def test_what_the_policy_data_declares_wins_and_stays(registrar: Registrar, tmp_
 
 def test_a_plan_that_is_not_there_is_refused_and_one_that_went_allows_nothing(registrar: Registrar, tmp_path: Path) -> None:
     """A tenant without a plan in force can register nothing."""
-    with pytest.raises(InvalidRequestError) as refused:
+    with pytest.raises(NotFoundError) as refused:
         make(registrar, "golden")
     assert failed(refused) == ["plan"]
     extra = changed_policies(tmp_path, "plans.yaml", {})
