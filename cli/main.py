@@ -6,7 +6,26 @@ import sys
 
 import typer
 
+<<<<<<< HEAD
 from cli import access_token, agents, audit, gangs, invoke, job, logs, nodes, policy, status, up, usage, verify, version
+=======
+from cli import (
+    access_token,
+    agents,
+    audit,
+    gangs,
+    invoke,
+    job,
+    logs,
+    nodes,
+    policy,
+    status,
+    up,
+    usage,
+    verify,
+    version,
+)
+>>>>>>> transaction
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -26,8 +45,13 @@ app.command()(nodes.leave)
 app.add_typer(nodes.app, name="nodes")
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
+<<<<<<< HEAD
 app.add_typer(policy.app, name="policy")
 app.add_typer(gangs.app, name="gangs")
+=======
+app.add_typer(gangs.app, name="gangs")
+app.add_typer(policy.app, name="policy")
+>>>>>>> transaction
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
 app.add_typer(access_token.app, name="token")
