@@ -6,7 +6,24 @@ import sys
 
 import typer
 
-from cli import agents, audit, invoke, job, keys, logs, nodes, status, tenants, up, usage, verify, version
+from cli import (
+    access_token,
+    agents,
+    audit,
+    gangs,
+    invoke,
+    job,
+    keys,
+    logs,
+    nodes,
+    policy,
+    status,
+    tenants,
+    up,
+    usage,
+    verify,
+    version,
+)
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -28,8 +45,11 @@ app.command()(status.status)
 app.add_typer(agents.app, name="agents")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
+app.add_typer(gangs.app, name="gangs")
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
+app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
 app.command()(audit.audit)
 app.command()(verify.verify)

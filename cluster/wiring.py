@@ -15,6 +15,7 @@ from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
 from cluster.identity.secrets import named_references, usual_secrets
+from cluster.journal.fact import Fact, Stream
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
@@ -22,6 +23,8 @@ from cluster.settings import Settings
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from cluster.admission.bundle import PolicyBundle
+    from cluster.admission.policy_engine import PolicyEngine
     from cluster.admission.registrar import Registrar
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from cluster.agents.sandbox import Sandbox
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
+    from cluster.identity.authorization_server import AuthorizationServer, Record
+    from cluster.identity.embedded_key_set import EmbeddedKeySet
+    from cluster.identity.key_set import KeySet, TrustedIssuer
+    from cluster.identity.token_verifier import TokenVerifier
     from cluster.lake.ship import Shipper
     from cluster.storage.object_store import ObjectStore
 
@@ -154,12 +161,91 @@ def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, pro
 
 
 def build_authenticator(settings: Settings) -> Authenticator:
-    """Return what finds out who asks over HTTP."""
+    """Return what finds out who asks over HTTP, by API key or access token, of active tenants; raises ConfigurationError."""
     from cluster.admission.active_tenants import ActiveTenants
     from cluster.identity.api_keys import ApiKeyAuthenticator
+    from cluster.identity.revocations import Revocations
+    from cluster.identity.token_authentication import TokenAuthenticator
 
     coordination, clock = open_coordination(settings), SystemClock()
-    return ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock)
+    api_keys = ApiKeyAuthenticator(coordination, clock)
+    verifier = _token_verifier(settings, signing_keys(settings))
+    tokens = TokenAuthenticator(api_keys, verifier, Revocations(coordination, clock), clock)
+    return ActiveTenants(tokens, coordination, clock)
+
+
+def build_authorization_server(settings: Settings, record: Record) -> AuthorizationServer:
+    """Return the embedded issuer's side of OAuth; `record` writes its facts."""
+    from cluster.identity.api_keys import ApiKeyAuthenticator
+    from cluster.identity.authorization_server import AuthorizationServer
+    from cluster.identity.revocations import Revocations
+    from cluster.identity.token_issuer import TokenIssuer
+
+    coordination, clock, keys, ours = open_coordination(settings), SystemClock(), signing_keys(settings), _ours(settings)
+    return AuthorizationServer(
+        ours,
+        api_keys=ApiKeyAuthenticator(coordination, clock),
+        keys=keys,
+        tokens=TokenIssuer(keys, ours, clock, life_s=settings.token_life_s),
+        verifier=_token_verifier(settings, keys),
+        revocations=Revocations(coordination, clock),
+        clock=clock,
+        record=record,
+    )
+
+
+def signing_keys(settings: Settings) -> EmbeddedKeySet:
+    """Return the keys of this cluster's own access tokens, made where there are none yet."""
+    from cluster.identity.embedded_key_set import EmbeddedKeySet
+
+    return EmbeddedKeySet(settings.secret_dir / "token-keys.json", _ours(settings), SystemClock())
+
+
+def record_rotation(settings: Settings) -> None:
+    """Write to disk that the signing key is about to be rotated, in a journal of this process."""
+    from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
+
+    event = AuditEvent.new(SystemClock(), AuditAction.SIGNING_KEY_ROTATE, AuditOutcome.ALLOWED, actor="operator")
+    with open_journal(settings, process_writer_id("command")) as journal:
+        journal.append(Fact(Stream.AUDIT, event.to_body()))
+        journal.sync()
+
+
+def _ours(settings: Settings) -> TrustedIssuer:
+    from cluster.identity.key_set import TrustedIssuer
+
+    url = (settings.public_url or f"http://{settings.host}:{settings.http_port}").rstrip("/")
+    return TrustedIssuer(url, settings.token_audience, ours=True)
+
+
+def _token_verifier(settings: Settings, keys: EmbeddedKeySet) -> TokenVerifier:
+    """Return what checks tokens of this cluster, and of another issuer where one is set; raises ConfigurationError."""
+    from cluster.identity.key_set import ALGORITHMS, TrustedIssuer
+    from cluster.identity.remote_key_set import RemoteKeySet
+    from cluster.identity.token_verifier import TokenVerifier
+
+    algorithms = [name for name in settings.token_algorithms.replace(" ", "").split(",") if name]
+    if not algorithms or (unknown := sorted(set(algorithms) - set(ALGORITHMS))):
+        wrong = f"may name {', '.join(ALGORITHMS)}, at least one; got {', '.join(unknown) if algorithms else 'none'}"
+        raise ConfigurationError(
+            "Access tokens have no signature that is taken.", errors=[FieldError("SOVEREIGN_TOKEN_ALGORITHMS", wrong)]
+        )
+    key_sets: list[KeySet] = [keys]
+    if settings.oidc_issuer:
+        if not settings.oidc_audience:
+            missing = FieldError(
+                "SOVEREIGN_OIDC_AUDIENCE", "is needed with SOVEREIGN_OIDC_ISSUER: who else's tokens would be taken?"
+            )
+            raise ConfigurationError("The issuer's tokens have no audience.", errors=[missing])
+        theirs = TrustedIssuer(
+            settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_project_claim
+        )
+        key_sets.append(
+            RemoteKeySet(
+                settings.oidc_jwks_url, theirs, SystemClock(), algorithms=algorithms, max_age_s=settings.oidc_keys_max_age_s
+            )
+        )
+    return TokenVerifier(key_sets, SystemClock(), algorithms=algorithms, leeway_s=settings.token_leeway_s)
 
 
 def ensure_first_api_key(settings: Settings) -> None:
@@ -186,10 +272,9 @@ def build_registrar(settings: Settings) -> Registrar:
     """
     from cluster.admission.bundle import load_bundle
     from cluster.admission.registrar import WRITER_ID, Registrar
-    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 
     bundle = load_bundle(settings.policy_dir)
-    engine = RegorusPolicyEngine(bundle)
+    engine = open_policy_engine(settings, bundle)
     journal = open_journal(settings, WRITER_ID)
     return Registrar(
         open_coordination(settings),
@@ -201,6 +286,23 @@ def build_registrar(settings: Settings) -> Registrar:
         node=node_name(settings),
         journal_dir=settings.journal_dir,
     )
+
+
+def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine:
+    """Return what evaluates `bundle`; raises ConfigurationError when it can't be taken."""
+    if settings.policy_engine == "opa":
+        from cluster.admission.opa_policy_engine import OpaPolicyEngine
+
+        token = usual_secrets().resolve(settings.opa_token) if settings.opa_token else None
+        return OpaPolicyEngine(bundle, settings.opa_url, token=token)
+    return embedded_policy_engine(bundle)
+
+
+def embedded_policy_engine(bundle: PolicyBundle) -> PolicyEngine:
+    """Return the embedded engine over `bundle`, whatever the settings choose; raises ConfigurationError."""
+    from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
+
+    return RegorusPolicyEngine(bundle)
 
 
 def open_journal(settings: Settings, writer_id: str) -> JournalWriter:
@@ -256,7 +358,7 @@ def build_shipper(settings: Settings) -> Shipper:
 
 def check_secrets(settings: Settings) -> None:
     """Raise ConfigurationError when a secret that the settings name can't be read here, before anything rests on it."""
-    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers)
+    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers, settings.opa_token)
     for reference in (*filter(None, single), *named_references(settings.model_keys).values()):
         usual_secrets().resolve(reference)
 

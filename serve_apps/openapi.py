@@ -10,13 +10,16 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
+from serve_apps.native_routes import IF_MATCH_PATTERN
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
     RegistrationRequest,
+    GangRequest,
     TenantRequest,
     TenantChange,
     ProjectRequest,
@@ -143,6 +146,14 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
     "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
     "list_keys": [_AFTER | {"description": "Begin after this key id."}, _LIMIT, _OF_TENANT],
     **{name: [_OF_TENANT] for name in ("show_key", "rotate_key", "revoke_key")},
+    "change": [
+        {
+            "name": "If-Match",
+            "in": "header",
+            "schema": {"type": "string", "pattern": f"^({IF_MATCH_PATTERN})$"},
+            "description": "The ETag of the agent as it was read; 412 when it has another specification by now.",
+        }
+    ],
     "list": [
         {
             "name": "after",
@@ -189,11 +200,12 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    if "{agent_id}" in path:
-        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _NAME})
-    for of_path, schema in (("tenant_id", _NAME), ("key_id", _TEXT)):
-        if f"{{{of_path}}}" in path:
-            parameters.append({"name": of_path, "in": "path", "required": True, "schema": schema})
+    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in path_schemas.items()
+        if f"{{{name}}}" in path
+    ]
     if parameters:
         extra["parameters"] = parameters
     return extra

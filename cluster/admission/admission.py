@@ -21,6 +21,9 @@ from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.telemetry.tracing import span
 
+# The node label that says in which region a node is, and the region of an agent that asks for none.
+REGION_LABEL: Final = "region"
+UNSPECIFIED_REGION: Final = "unspecified"
 # A bundle that lost one of these allows nothing: a check that is not made has not passed.
 _TERMS: Final = frozenset(
     {
@@ -32,7 +35,13 @@ _TERMS: Final = frozenset(
         "resources_within_plan",
         "network_access_allowed",
         "data_access_level_allowed",
+        "tools_within_data_access_level",
+        "region_allowed",
         "compliance_supported",
+        "compliance_providers",
+        "compliance_egress",
+        "compliance_regions",
+        "compliance_data_access",
         "iterations_within_plan",
         "replicas_within_plan",
     }
@@ -112,7 +121,7 @@ def decide(engine: PolicyEngine, request: AdmissionRequest) -> Decision:
         allow, failed, obligations, tools = _read(answer, request.entrypoint.checks)
     except PolicyEngineError as e:
         allow, obligations, tools = False, (), ()
-        failed = (FailedCheck("policy_engine", f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
+        failed = (FailedCheck(e.code, f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
     return Decision(
         decision_id=uuid7(),
         allow=allow,
@@ -168,6 +177,7 @@ def _terms_of(spec: AgentSpec) -> dict[str, Any]:
         "network_access": spec.network_access,
         "data_access_level": spec.data_access_level,
         "compliance": spec.compliance,
+        "region": dict(spec.node_labels).get(REGION_LABEL, UNSPECIFIED_REGION),
         "max_iterations": spec.max_iterations,
         "replicas": spec.max_replicas,
     }

@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
 from cluster.identity.ids import TenantId
@@ -20,8 +31,8 @@ def _without_repetition(names: list[str]) -> list[str]:
     return names
 
 
-_Cpu = Annotated[int, BeforeValidator(parse_cpu)]
-_Memory = Annotated[int, BeforeValidator(parse_memory)]
+_Cpu = Annotated[int, BeforeValidator(parse_cpu, json_schema_input_type=str)]
+_Memory = Annotated[int, BeforeValidator(parse_memory, json_schema_input_type=str)]
 _Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500)]
 _Names = Annotated[list[_Text], AfterValidator(_without_repetition)]
 
@@ -47,6 +58,36 @@ class Egress(Described):
     """A place outside, as host names; "*." at the front stands for any name below."""
 
     hosts: _Names
+
+
+class Tool(Described):
+    """A tool that is shipped, with the classes of data that it gets at by itself."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class DataAccessLevel(Described):
+    """What an agent may do with data, by class."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class Control(_Entry):
+    """What an agent under a set of rules may have, and the clause that says so."""
+
+    clause: _Text
+    allowed: _Names
+
+
+class ComplianceSet(Described):
+    """A set of rules that an agent can be asked to keep."""
+
+    providers: Control
+    egress: Control
+    regions: Control
+    data_access_levels: Control
 
 
 class Bounds(_Entry):
@@ -83,6 +124,14 @@ class AgentLimits(_Entry):
             bounds[field] = {"min": low, "max": high, "min_text": show(low), "max_text": show(high)}
         return bounds
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what stands in the file, which is turned into the fields above."""
+        fields = {"min": {"type": "string"}, "max": {"type": "string"}}
+        pair = {"type": "object", "properties": fields, "required": ["min", "max"], "additionalProperties": False}
+        both = {"cpu": pair, "memory": pair}
+        return {"type": "object", "properties": both, "required": ["cpu", "memory"], "additionalProperties": False}
+
 
 class Quota(_Entry):
     """What all registered agents of one tenant may declare together."""
@@ -97,11 +146,29 @@ class Quota(_Entry):
         return Resources(self.cpu, self.memory)
 
 
-class DefaultResources(_Entry):
-    """The resources of an agent that declares none."""
+class BudgetBound(_Entry):
+    """What all registered agents of one tenant may reserve, with what was spent; a unit left out is not bounded."""
 
-    cpu: _Cpu
-    memory: _Memory
+    tokens: int | None = Field(None, ge=0, le=MAX_BUDGET)
+    micro_usd: int | None = Field(None, ge=0, le=MAX_BUDGET)
+
+    def of(self, unit: str) -> int | None:
+        """Return the bound of one unit; None without one."""
+        return self.tokens if unit == "tokens" else self.micro_usd
+
+
+class DefaultBudget(_Entry):
+    """The budget of an agent that declares none; a unit left out must be declared where the plan bounds it."""
+
+    tokens: int = Field(0, ge=0, le=MAX_BUDGET)
+    micro_usd: int = Field(0, ge=0, le=MAX_BUDGET)
+
+
+class DefaultResources(_Entry):
+    """The resources of an agent that declares none; one left out must be declared."""
+
+    cpu: _Cpu = 0
+    memory: _Memory = 0
 
 
 class DefaultPolicy(_Entry):
@@ -109,7 +176,8 @@ class DefaultPolicy(_Entry):
 
     agent_type: _Text
     model: _Text
-    resources: DefaultResources
+    resources: DefaultResources = DefaultResources()
+    budget: DefaultBudget = DefaultBudget()
     data_access_level: _Text
     max_iterations: int = Field(10, ge=1, le=MAX_ITERATIONS)
     network_access: _Names = []
@@ -125,6 +193,7 @@ class DefaultPolicy(_Entry):
             max_iterations=self.max_iterations,
             network_access=tuple(sorted(self.network_access)),
             compliance=tuple(sorted(self.compliance)),
+            budget=Budget(self.budget.tokens, self.budget.micro_usd),
         )
 
 
@@ -132,6 +201,7 @@ class Plan(_Entry):
     """What a tenant may register."""
 
     quota: Quota
+    budget: BudgetBound = BudgetBound()
     agent_limits: AgentLimits
     max_iterations: int = Field(ge=1, le=MAX_ITERATIONS)
     max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
@@ -141,6 +211,9 @@ class Plan(_Entry):
     egress: _Names
     data_access_levels: _Names
     compliance: _Names
+    regions: _Names
+    # How often work may be handed on from agent to agent; 0 means not at all.
+    max_delegation_depth: int = Field(ge=0, le=100)
     # Whether its jobs may create Ray actors of their own; otherwise those are found and ended.
     raw_actors: bool = False
     defaults: DefaultPolicy
@@ -165,10 +238,12 @@ class Catalog(_Entry):
     manifest: Manifest
     capabilities: dict[str, Capability]
     agent_types: dict[str, Described]
-    tools: dict[str, Described]
+    tools: dict[str, Tool]
     egress: dict[str, Egress]
-    data_access_levels: dict[str, Described]
-    compliance: dict[str, Described]
+    data_classes: dict[str, Described]
+    data_access_levels: dict[str, DataAccessLevel]
+    regions: dict[str, Described]
+    compliance: dict[str, ComplianceSet]
     models: dict[str, Described]
     plans: dict[str, Plan]
     tenants: dict[TenantId, Tenant]
@@ -184,11 +259,21 @@ class Catalog(_Entry):
         uses: list[tuple[str, str, Any]] = []
         for name, capability in self.capabilities.items():
             uses += [(f"capabilities.{name}.tools", t, self.tools) for t in capability.tools]
+        for kind in ("tools", "data_access_levels"):
+            for name, entry in getattr(self, kind).items():
+                uses += [(f"{kind}.{name}.reads", c, self.data_classes) for c in entry.reads]
+                uses += [(f"{kind}.{name}.writes", c, self.data_classes) for c in entry.writes]
+        for name, kept in self.compliance.items():
+            for field, known in (("providers", self.models), ("egress", self.egress), ("regions", self.regions)):
+                uses += [(f"compliance.{name}.{field}", n, known) for n in getattr(kept, field).allowed]
+            uses += [
+                (f"compliance.{name}.data_access_levels", n, self.data_access_levels) for n in kept.data_access_levels.allowed
+            ]
         for name, tenant in self.tenants.items():
             uses.append((f"tenants.{name}.plan", tenant.plan, self.plans))
         for name, plan in self.plans.items():
             at, defaults = f"plans.{name}", plan.defaults
-            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance"):
+            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance", "regions"):
                 uses += [(f"{at}.{field}", n, getattr(self, field)) for n in getattr(plan, field)]
             uses += [(f"{at}.models", m.partition(":")[0], self.models) for m in plan.models]
             uses.append((f"{at}.defaults.agent_type", defaults.agent_type, plan.agent_types))
@@ -206,3 +291,16 @@ class Catalog(_Entry):
         """Return whether the jobs of `tenant` may create Ray actors of their own."""
         known = self.tenants.get(TenantId(tenant))
         return known is not None and known.active and self.plans[known.plan].raw_actors
+
+
+def data_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON schema of each data file, by its name without ".yaml"; what loads the files is what they are made from."""
+    schemas = {}
+    for name, field in Catalog.model_fields.items():
+        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)  # type: ignore[arg-type]  # a field of a model has one
+        schema = adapter.json_schema(mode="validation")
+        schemas[name] = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"policies/data/{name}.yaml",
+        } | schema
+    return schemas

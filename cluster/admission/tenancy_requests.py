@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from cluster.admission.strict_json import parse_strict_json
 from cluster.admission.tenants import TenantState
-from cluster.agents.registration import sentence_of
-from cluster.errors import FieldError, InvalidRequestError
+from cluster.agents.registration import parse_body
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import ROLE_SCOPES, Role, Scope
 
@@ -92,8 +90,4 @@ class KeyRotation(_Body):
 
 def parse(kind: type[Body], body: bytes) -> Body:
     """Return the body as `kind`; raises InvalidRequestError that names every wrong field."""
-    try:
-        return kind.model_validate(parse_strict_json(body, max_bytes=MAX_BYTES))
-    except ValidationError as e:
-        errors = [FieldError(".".join(map(str, x["loc"])) or "body", sentence_of(dict(x))) for x in e.errors(include_url=False)]
-    raise InvalidRequestError("The request has fields that can't be taken; nothing was changed.", errors=errors)
+    return parse_body(kind, body, MAX_BYTES, what="The request has fields that can't be taken; nothing was changed.")
