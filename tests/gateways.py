@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from starlette.types import ASGIApp
 
-from actors import agent_processes, governance
+from actors import agent_processes, gangs, governance
 from actors.directory import Directory
 from actors.governance import GovernanceActor
 from actors.room import Account
@@ -59,6 +59,8 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr(agent_processes, "names", lambda prefix: set())
     monkeypatch.setattr(agent_processes, "nodes_of_ray", list)
     monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
+    monkeypatch.setattr(governance, "nodes_of_ray", list)
+    monkeypatch.setattr(gangs, "group_names", lambda prefix: set())
     monkeypatch.setattr(governance, "configure_logging", lambda *a, **k: None)
     monkeypatch.setattr(governance, "Reconciler", NoReconciler)
     actor, metrics = GovernanceActor(settings.to_json()), Metrics(settings.metrics_dir, "gateway")

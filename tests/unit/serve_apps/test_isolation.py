@@ -18,7 +18,8 @@ from tests.governors import facts
 
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
-NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none"}
+NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
 @dataclass
@@ -46,7 +47,11 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
+    "PUT /api/v1/agents/{agent_id}": ({}, AGENT | {"agent_id": "<agent_id>", "instructions": "Obey."}),
     "DELETE /api/v1/agents/{agent_id}": ({}, None),
+    "POST /api/v1/gangs": ({}, GANG | {"gang_id": "<gang_id>"}),
+    "GET /api/v1/gangs/{gang_id}": ({}, None),
+    "DELETE /api/v1/gangs/{gang_id}": ({}, None),
     "GET /api/v1/status": ({}, None),
     "GET /api/v1/tenants": ({}, None),
     "POST /api/v1/tenants": ({}, {"tenant_id": "<tenant_id>", "plan": "trial"}),
@@ -63,7 +68,9 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /health/ready": ({}, None),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
-FOREIGN = {name: 404 for name in ROUTES if "{agent_id}" in name or "keys" in name} | {"POST /v1/chat/completions": 404}
+FOREIGN = {name: 404 for name in ROUTES if "{agent_id}" in name or "{gang_id}" in name or "keys" in name} | {
+    "POST /v1/chat/completions": 404
+}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -95,9 +102,10 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
         (await operator.http.post("/api/v1/tenants", json={"tenant_id": name, "plan": "standard"})).raise_for_status()
         made = await operator.http.post("/api/v1/keys", json={"name": "first", "role": "admin", "tenant_id": name})
         tenants.append(client(made.json()["key"]))
-        tenants[-1].ids |= {"tenant_id": name, "key_id": made.json()["key_id"], "agent_id": "planner"}
+        tenants[-1].ids |= {"tenant_id": name, "key_id": made.json()["key_id"], "agent_id": "planner", "gang_id": "crew"}
     acme, globex = tenants
     (await acme.http.post("/api/v1/agents", json=AGENT)).raise_for_status()
+    (await acme.http.post("/api/v1/gangs", json=GANG)).raise_for_status()
     document = (await acme.http.get("/openapi.json")).json()
     return World(home, operator, acme, globex, document)
 
@@ -164,6 +172,7 @@ async def test_names_are_each_tenants_own(world: World) -> None:
     """The same agent id, removed by one tenant, is still there for the other; so is an Idempotency-Key."""
     key = {"idempotency-key": "once"}
     assert (await world.globex.http.post("/api/v1/agents", json=AGENT, headers=key)).status_code == 201
+    assert (await world.globex.http.post("/api/v1/gangs", json=GANG)).status_code == 201
     other = AGENT | {"agent_id": "other"}
     assert (await world.acme.http.post("/api/v1/agents", json=other, headers=key)).status_code == 201
     assert (await world.globex.http.delete("/api/v1/agents/planner")).status_code == 200
@@ -179,7 +188,8 @@ async def test_threat_23_a_tenant_that_a_client_names_in_a_header_is_ignored(wor
     assert (await world.globex.http.get("/api/v1/agents", headers=named)).json()["agents"] == []
     made = await world.globex.http.post("/api/v1/agents", json=AGENT | {"agent_id": "mine"}, headers=named)
     assert made.status_code == 201
-    assert [a["agent_id"] for a in (await world.acme.http.get("/api/v1/agents")).json()["agents"]] == ["planner"]
+    theirs = [a["agent_id"] for a in (await world.acme.http.get("/api/v1/agents")).json()["agents"]]
+    assert theirs == ["crew-0", "crew-1", "planner"]
     assert [(a["agent_id"], a["project"]) for a in (await world.globex.http.get("/api/v1/agents")).json()["agents"]] == [
         ("mine", "default")
     ]
@@ -208,3 +218,14 @@ async def test_a_query_that_is_not_known_is_refused_by_name(world: World) -> Non
     ):
         answer = await world.globex.http.get(path)
         assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [wrong])
+
+
+@pytest.mark.parametrize("odd", ["%2e%2e", "..%00", "a%00", "a%0a", "%D0%B0", "Planner", "pl%EF%BD%81nner", "-a", "a" * 64])
+async def test_threat_22_an_odd_name_in_a_path_is_refused_as_such(world: World, odd: str) -> None:
+    """Control: Identifier.__new__. 400 that names the field, on every route that takes a name, before anything is looked up."""
+    named = {"agent_id", "gang_id", "tenant_id"}
+    for route in ROUTES:
+        if (place := next((name for name in named if f"{{{name}}}" in route), "")) and "PUT" not in route:
+            who = world.operator if place == "tenant_id" else world.globex
+            answer = await who.send(route, world.acme.ids | {place: odd} if "POST" not in route else {place: odd})
+            assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [place]), route
