@@ -179,10 +179,10 @@ async def test_names_are_each_tenants_own(world: World) -> None:
     assert (await world.acme.http.get("/api/v1/agents/planner")).status_code == 200
 
 
-@pytest.mark.parametrize("header", ["x-tenant", "x-tenant-id", "x-sovereign-tenant", "x-project", "x-forwarded-user", "x-scopes"])
-async def test_threat_23_a_tenant_that_a_client_names_in_a_header_is_ignored(world: World, header: str) -> None:
+async def test_threat_23_a_tenant_that_a_client_names_in_a_header_is_ignored(world: World) -> None:
     """Control: Edge.authenticate. The tenant comes from the credential and from nowhere else."""
-    named = {header: "acme" if header != "x-scopes" else "sovereign:tenants:manage"}
+    names = ("x-tenant", "x-tenant-id", "x-sovereign-tenant", "x-project", "x-forwarded-user")
+    named = dict.fromkeys(names, "acme") | {"x-scopes": "sovereign:tenants:manage"}
     for route, status in (FOREIGN | FOR_OPERATORS).items():
         assert (await world.globex.send(route, world.acme.ids, named)).status_code == status, route
     assert (await world.globex.http.get("/api/v1/agents", headers=named)).json()["agents"] == []
@@ -190,9 +190,8 @@ async def test_threat_23_a_tenant_that_a_client_names_in_a_header_is_ignored(wor
     assert made.status_code == 201
     theirs = [a["agent_id"] for a in (await world.acme.http.get("/api/v1/agents")).json()["agents"]]
     assert theirs == ["crew-0", "crew-1", "planner"]
-    assert [(a["agent_id"], a["project"]) for a in (await world.globex.http.get("/api/v1/agents")).json()["agents"]] == [
-        ("mine", "default")
-    ]
+    mine = [(a["agent_id"], a["project"]) for a in (await world.globex.http.get("/api/v1/agents")).json()["agents"]]
+    assert mine == [("mine", "default")]
 
 
 async def test_a_secret_is_in_its_own_answer_alone(world: World) -> None:
@@ -220,12 +219,13 @@ async def test_a_query_that_is_not_known_is_refused_by_name(world: World) -> Non
         assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [wrong])
 
 
-@pytest.mark.parametrize("odd", ["%2e%2e", "..%00", "a%00", "a%0a", "%D0%B0", "Planner", "pl%EF%BD%81nner", "-a", "a" * 64])
-async def test_threat_22_an_odd_name_in_a_path_is_refused_as_such(world: World, odd: str) -> None:
+async def test_threat_22_an_odd_name_in_a_path_is_refused_as_such(world: World) -> None:
     """Control: Identifier.__new__. 400 that names the field, on every route that takes a name, before anything is looked up."""
     named = {"agent_id", "gang_id", "tenant_id"}
-    for route in ROUTES:
-        if (place := next((name for name in named if f"{{{name}}}" in route), "")) and "PUT" not in route:
-            who = world.operator if place == "tenant_id" else world.globex
-            answer = await who.send(route, world.acme.ids | {place: odd} if "POST" not in route else {place: odd})
-            assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [place]), route
+    for odd in ("%2e%2e", "..%00", "a%00", "a%0a", "%D0%B0", "Planner", "pl%EF%BD%81nner", "-a", "a" * 64):
+        for route in ROUTES:
+            if (place := next((name for name in named if f"{{{name}}}" in route), "")) and "PUT" not in route:
+                who = world.operator if place == "tenant_id" else world.globex
+                answer = await who.send(route, world.acme.ids | {place: odd})
+                said = answer.status_code, [e["field"] for e in answer.json()["errors"]]
+                assert said == (400, [place]), (route, odd)
