@@ -209,6 +209,15 @@ class GovernanceActor:
         return {"replicas": [resolved.to_json() for resolved in found]}
 
     @_answered
+    async def administer(
+        self, principal: str, operation: str, named: dict[str, str], body: bytes = b"", request_id: str = ""
+    ) -> Any:
+        """List, make or change tenants, projects and keys, as `Tenancy.answer` has it."""
+        await self._prepared()
+        who = Principal.from_json(principal)
+        return await self._run(partial(self._registrar.tenancy.answer, who, operation, named, body, request_id))
+
+    @_answered
     async def fill_pool(self) -> dict[str, Any]:
         """Fill the warm pool; called when the cluster is ready."""
         await self._prepared()

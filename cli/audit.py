@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def audit(
     action: Annotated[str | None, typer.Option(help="Only this action, such as admission:agent:decide.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only what concerns this tenant.")] = None,
     since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many of the newest rows.")] = 20,
     home: Home = None,
@@ -25,7 +26,8 @@ def audit(
     """Show what was decided, refused and changed, newest first."""
     from cluster.lake.query import audit_rows
 
-    rows = audit_rows(settings_of(home), action=action, since=parse_since(since, datetime.now(UTC)), limit=limit)
+    settings = settings_of(home)
+    rows = audit_rows(settings, tenant_id=tenant, action=action, since=parse_since(since, datetime.now(UTC)), limit=limit)
     OUTPUT.result({"audit": rows}, lambda console: _render(console, rows))
 
 

@@ -6,7 +6,24 @@ import sys
 
 import typer
 
-from cli import access_token, agents, audit, gangs, invoke, job, logs, nodes, policy, status, up, usage, verify, version
+from cli import (
+    access_token,
+    agents,
+    audit,
+    gangs,
+    invoke,
+    job,
+    keys,
+    logs,
+    nodes,
+    policy,
+    status,
+    tenants,
+    up,
+    usage,
+    verify,
+    version,
+)
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -26,6 +43,8 @@ app.command()(nodes.leave)
 app.add_typer(nodes.app, name="nodes")
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(gangs.app, name="gangs")
 app.command()(invoke.invoke)

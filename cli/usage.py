@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def usage(
     agent: Annotated[str | None, typer.Option(help="Only calls of this agent.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only calls of this tenant; names of agents are each tenant's own.")] = None,
     since: Since = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many of the newest rows.")] = 20,
     home: Home = None,
@@ -26,7 +27,7 @@ def usage(
     from cluster.lake.query import usage_rows
 
     begin = parse_since(since, datetime.now(UTC))
-    rows = usage_rows(settings_of(home), agent_id=agent, since=begin, limit=limit)
+    rows = usage_rows(settings_of(home), tenant_id=tenant, agent_id=agent, since=begin, limit=limit)
     OUTPUT.result({"usage": rows}, lambda console: _render(console, rows))
 
 

@@ -161,7 +161,8 @@ def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, pro
 
 
 def build_authenticator(settings: Settings) -> Authenticator:
-    """Return what finds out who asks over HTTP, by API key or access token; raises ConfigurationError."""
+    """Return what finds out who asks over HTTP, by API key or access token, of active tenants; raises ConfigurationError."""
+    from cluster.admission.active_tenants import ActiveTenants
     from cluster.identity.api_keys import ApiKeyAuthenticator
     from cluster.identity.revocations import Revocations
     from cluster.identity.token_authentication import TokenAuthenticator
@@ -169,7 +170,8 @@ def build_authenticator(settings: Settings) -> Authenticator:
     coordination, clock = open_coordination(settings), SystemClock()
     api_keys = ApiKeyAuthenticator(coordination, clock)
     verifier = _token_verifier(settings, signing_keys(settings))
-    return TokenAuthenticator(api_keys, verifier, Revocations(coordination, clock), clock)
+    tokens = TokenAuthenticator(api_keys, verifier, Revocations(coordination, clock), clock)
+    return ActiveTenants(tokens, coordination, clock)
 
 
 def build_authorization_server(settings: Settings, record: Record) -> AuthorizationServer:

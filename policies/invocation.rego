@@ -1,6 +1,6 @@
 # May this principal do this to that tenant's agents? A caller's ticket stands on the answer until it is renewed.
 #
-# input: principal {tenant, scopes}, action, tenant (whose agents)
+# input: principal {tenant, scopes}, action, tenant (whose agents); standing {plan, active} of a tenant made at run time
 package sovereign.invocation
 
 import rego.v1
@@ -32,6 +32,12 @@ same_tenant if {
 default tenant_active := false
 
 tenant_active if data.catalog.tenants[input.principal.tenant].active == true
+
+# Made at run time: as governance says.
+tenant_active if {
+	not data.catalog.tenants[input.principal.tenant]
+	input.standing.active == true
+}
 
 checks := {
 	"action_known": action_known,

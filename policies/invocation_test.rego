@@ -37,4 +37,17 @@ test_suspended_tenant if {
 	failed(gone) == {"tenant_active"}
 }
 
+made(standing) := object.union(good, {"principal": {"tenant": "made"}, "tenant": "made", "standing": standing})
+
+test_tenant_made_at_run_time if {
+	decided(made({"plan": "small", "active": true})).allow == true
+	failed(made({"plan": "small", "active": false})) == {"tenant_active"}
+	failed(made({})) == {"tenant_active"}
+}
+
+test_what_the_data_declares_wins if {
+	gone := object.union(good, {"principal": {"tenant": "gone"}, "tenant": "gone", "standing": {"active": true}})
+	failed(gone) == {"tenant_active"}
+}
+
 test_nothing_is_allowed_for_an_empty_input if decided({}).allow == false

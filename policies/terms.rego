@@ -9,7 +9,10 @@ catalog := data.catalog
 
 agent := input.agent
 
+# A tenant is as the data declares it; of one that was made at run time governance says how it stands.
 tenant := catalog.tenants[input.principal.tenant]
+
+tenant := input.standing if not catalog.tenants[input.principal.tenant]
 
 plan := catalog.plans[tenant.plan]
 
@@ -120,7 +123,7 @@ checks := {
 # What to change, one sentence a check. A sentence that can't be said leaves the check failed all the same.
 # By itself, for other policies to say too.
 not_active := sprintf(
-	"Tenant %s is not active here. An operator adds it to tenants.yaml, or activates it there.",
+	"Tenant %s is not active here. An operator makes or resumes it, or activates it in tenants.yaml.",
 	[input.principal.tenant],
 ) if {
 	not tenant_active

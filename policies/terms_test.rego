@@ -101,6 +101,21 @@ test_tenant_must_be_known if "tenant_active" in failed(object.union(good, {"prin
 
 test_tenant_must_be_active if "tenant_active" in failed(object.union(good, {"principal": {"tenant": "gone"}}))
 
+made(standing) := object.union(good, {"principal": {"tenant": "made"}, "standing": standing})
+
+test_a_tenant_made_at_run_time_stands_as_governance_says if {
+	failed(made({"plan": "small", "active": true})) == set()
+	failed(made({"plan": "small", "active": false})) == {"tenant_active"}
+	"tenant_active" in failed(made({"plan": "lost", "active": true}))
+	"tenant_active" in failed(made({"plan": "small"}))
+	"tenant_active" in failed(made("small"))
+}
+
+test_what_the_data_declares_wins_over_what_is_said if {
+	failed(object.union(good, {"principal": {"tenant": "gone"}, "standing": {"plan": "small", "active": true}})) == {"tenant_active"}
+	failed(object.union(good, {"standing": {"plan": "none", "active": false}})) == set()
+}
+
 test_agent_type_of_another_plan if failed(changed("agent_type", "robot")) == {"agent_type_allowed"}
 
 test_capability_of_another_plan if failed(changed("capabilities", ["research", "payment"])) == {"capability_allowed"}

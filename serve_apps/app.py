@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
@@ -23,6 +24,7 @@ from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
+from serve_apps.tenancy_routes import TenancyRoutes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -61,8 +63,10 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         redoc_url=None,
         redirect_slashes=False,
     )
-    native, gangs, openai = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge)
+    native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
     agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
+    tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
+    keys, key = "/api/v1/keys", "/api/v1/keys/{key_id}"
     table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
         ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
         ("GET", "/v1/models", openai.models, None, (200,)),
@@ -71,6 +75,17 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("GET", agent, native.show, None, (200,)),
         ("PUT", agent, native.change, RegistrationRequest, (200,)),
         ("DELETE", agent, native.remove, None, (200,)),
+        ("GET", tenants, tenancy.list_tenants, None, (200,)),
+        ("POST", tenants, tenancy.make_tenant, TenantRequest, (201,)),
+        ("GET", tenant, tenancy.show_tenant, None, (200,)),
+        ("PATCH", tenant, tenancy.change_tenant, TenantChange, (200,)),
+        ("GET", f"{tenant}/projects", tenancy.list_projects, None, (200,)),
+        ("POST", f"{tenant}/projects", tenancy.make_project, ProjectRequest, (201,)),
+        ("GET", keys, tenancy.list_keys, None, (200,)),
+        ("POST", keys, tenancy.make_key, KeyRequest, (201,)),
+        ("GET", key, tenancy.show_key, None, (200,)),
+        ("POST", f"{key}/rotate", tenancy.rotate_key, KeyRotation, (200,)),
+        ("DELETE", key, tenancy.revoke_key, None, (200,)),
         ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),
         ("GET", gang, gangs.show_gang, None, (200,)),
         ("DELETE", gang, gangs.remove_gang, None, (200,)),

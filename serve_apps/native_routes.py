@@ -75,11 +75,15 @@ class NativeRoutes:
         return _json(await self._edge.governance.call("remove", principal.to_json(), request.path_params["agent_id"]))
 
     async def status(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/status: the caller's live agents, what confines tools, the policy in force, what waits for the lake."""
+        """GET /api/v1/status: the caller's live agents, what confines tools, the policy in force; for operators what waits."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
         status = await self._edge.governance.call("status")
-        live = [x for x in status["live"] if x["tenant"] == str(principal.tenant)]
-        return _json(status | {"live": live, "journal": self._edge.gate.status()})
+        status["live"] = [x for x in status["live"] if x["tenant"] == str(principal.tenant)]
+        # How much all tenants together do is the operator's to know.
+        warm_pool = status.pop("warm_pool")
+        if Scope.TENANTS_MANAGE in principal.scopes:
+            status |= {"warm_pool": warm_pool, "journal": self._edge.gate.status()}
+        return _json(status)
 
     async def live(self, request: Request, exchange: Exchange) -> Response:
         """GET /health/live: this process answers."""

@@ -9,22 +9,81 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
+from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
 from serve_apps.native_routes import IF_MATCH_PATTERN
 
-BODIES: Final[tuple[type[BaseModel], ...]] = (ChatRequest, RegistrationRequest, GangRequest)
+BODIES: Final[tuple[type[BaseModel], ...]] = (
+    ChatRequest,
+    RegistrationRequest,
+    GangRequest,
+    TenantRequest,
+    TenantChange,
+    ProjectRequest,
+    KeyRequest,
+    KeyRotation,
+)
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
-_AGENT_ID: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
+_NAME: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
+_OR_NULL: Final = {"type": ["string", "null"]}
+_AFTER: Final = {"name": "after", "in": "query", "schema": {"type": "string", "maxLength": 64, "pattern": "^[ -~]*$"}}
+_LIMIT: Final = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}}
+_OF_TENANT: Final = {
+    "name": "tenant_id",
+    "in": "query",
+    "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
+    "description": "Whose key it is, for operators; anyone else has those of their own tenant.",
+}
+_KEY: Final[dict[str, Any]] = {
+    **dict.fromkeys(("key_id", "name", "last4", "tenant", "project", "created_at"), _TEXT),
+    **dict.fromkeys(("role", "expires_at", "revoked_at", "previous_secret_until"), _OR_NULL),
+    "state": {"enum": ["active", "expired", "revoked"]},
+    "scopes": {"type": "array", "items": _TEXT},
+}
+_TENANT: Final[dict[str, Any]] = {
+    **dict.fromkeys(("tenant_id", "plan"), _TEXT),
+    **dict.fromkeys(("created_at", "created_by"), _OR_NULL),
+    "state": {"enum": ["active", "suspended"]},
+    "source": {"enum": ["policy", "administrator"]},
+}
 
 _SCHEMAS: Final[dict[str, Any]] = {
     "Registered": {
         "type": "object",
         "required": ["status", "agent_id", "security_clearance"],
         "properties": {"status": {"const": "registered"}, "agent_id": _TEXT, "security_clearance": {"const": "validated"}},
+    },
+    "Key": {"type": "object", "required": [*_KEY], "properties": _KEY},
+    "NewKey": {
+        "description": "With the key's text, which is shown this once.",
+        "type": "object",
+        "required": ["key", *_KEY],
+        "properties": {"key": _TEXT} | _KEY,
+    },
+    "Keys": {
+        "type": "object",
+        "required": ["keys", "next"],
+        "properties": {"keys": {"type": "array", "items": {"$ref": _REF.format(model="Key")}}, "next": _TEXT},
+    },
+    "Tenant": {
+        "type": "object",
+        "required": [*_TENANT],
+        "properties": _TENANT | {"projects": {"type": "array", "items": _TEXT}},
+    },
+    "Tenants": {
+        "type": "object",
+        "required": ["tenants", "next"],
+        "properties": {"tenants": {"type": "array", "items": {"$ref": _REF.format(model="Tenant")}}, "next": _TEXT},
+    },
+    "Project": {"type": "object", "required": ["project_id"], "properties": {"project_id": _TEXT, "tenant_id": _TEXT}},
+    "Projects": {
+        "type": "object",
+        "required": ["projects"],
+        "properties": {"projects": {"type": "array", "items": {"$ref": _REF.format(model="Project")}}},
     },
     "Problem": {
         "description": "RFC 9457, with `errors` that name each wrong field or failed check.",
@@ -56,6 +115,17 @@ _SCHEMAS: Final[dict[str, Any]] = {
         },
     },
 }
+# What a route answers with, where its schema says more than that it is an object.
+_ANSWERS: Final = {
+    "register": "Registered",
+    "list_tenants": "Tenants",
+    **dict.fromkeys(("make_tenant", "show_tenant", "change_tenant"), "Tenant"),
+    "list_projects": "Projects",
+    "make_project": "Project",
+    "list_keys": "Keys",
+    **dict.fromkeys(("make_key", "rotate_key"), "NewKey"),
+    **dict.fromkeys(("show_key", "revoke_key"), "Key"),
+}
 _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
     "register": [
         {
@@ -73,6 +143,9 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
             "description": "Stop the work after so many seconds, such as 2.5.",
         }
     ],
+    "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
+    "list_keys": [_AFTER | {"description": "Begin after this key id."}, _LIMIT, _OF_TENANT],
+    **{name: [_OF_TENANT] for name in ("show_key", "rotate_key", "revoke_key")},
     "change": [
         {
             "name": "If-Match",
@@ -113,7 +186,7 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     problem = {
         "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
     }
-    done: dict[str, Any] = {"application/json": {"schema": _ref("Registered") if name == "register" else {"type": "object"}}}
+    done: dict[str, Any] = {"application/json": {"schema": _ref(_ANSWERS[name]) if name in _ANSWERS else {"type": "object"}}}
     if body is ChatRequest:
         done["text/event-stream"] = {
             "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
@@ -127,9 +200,10 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
+    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
     parameters += [
-        {"name": name, "in": "path", "required": True, "schema": _AGENT_ID}
-        for name in ("agent_id", "gang_id")
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in path_schemas.items()
         if f"{{{name}}}" in path
     ]
     if parameters:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
+from cluster.admission.standing import StandingEngine
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec
 from cluster.errors import FieldError
@@ -112,6 +113,8 @@ class Decision:
 
 def decide(engine: PolicyEngine, request: AdmissionRequest) -> Decision:
     """Return the decision. An engine that fails, lacks a check, or says yes beside a failed one, has said no."""
+    if isinstance(engine, StandingEngine):
+        request = AdmissionRequest(request.entrypoint, engine.complete(request.input_json))
     try:
         with span("decide", attributes={"sovereign.policy.rule": request.entrypoint.rule}):
             answer = engine.evaluate(request.entrypoint.rule, request.input_json.decode())

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cluster.admission.admission import Decision, FailedCheck, admission_request, decide
-from cluster.admission.bundle import PolicyBundle
 from cluster.admission.catalog import Plan
 from cluster.admission.decision_journal import DecisionJournal
 from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.prerequisites import failed_prerequisites
+from cluster.admission.tenants import Tenants
 from cluster.agents.holding import holding_of
 from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
@@ -26,21 +26,21 @@ _NO_PLAN = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data
 class Decisions:
     """Decides on specs, and writes down each decision and what became of it; safe to use from many threads."""
 
-    def __init__(self, engine: PolicyEngine, bundle: PolicyBundle, journal: DecisionJournal) -> None:
+    def __init__(self, engine: PolicyEngine, tenants: Tenants, journal: DecisionJournal) -> None:
         self._engine = engine
-        self._bundle = bundle
+        self._tenants = tenants
         self._journal = journal
         # The nodes that are known, of which each decision takes account; while there are none, none is missed.
         self.nodes: Callable[[], Sequence[Node]] = tuple
 
     def spec(self, tenant: str, request: RegistrationRequest) -> AgentSpec:
         """Return what is asked for, completed by the defaults of the tenant's plan."""
-        plan = self._bundle.catalog.plan_of(tenant)
+        plan = self._tenants.plan_of(tenant)
         return request.to_spec(plan.defaults.to_spec_defaults() if plan else _NO_PLAN)
 
     def bounds(self, tenant: str) -> Plan:
         """Return the plan that bounds the tenant; raises NotFoundError without one."""
-        plan = self._bundle.catalog.plan_of(tenant)
+        plan = self._tenants.plan_of(tenant)
         if plan is None:
             raise NotFoundError(f"There is no tenant {tenant}.")
         return plan
@@ -63,7 +63,7 @@ class Decisions:
         # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
         unmet = [FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations]
         nodes = self.nodes()
-        unmet += [*failed_prerequisites(spec, self._bundle.catalog.plan_of(principal.tenant), nodes), *more]
+        unmet += [*failed_prerequisites(spec, self._tenants.plan_of(principal.tenant), nodes), *more]
         allowed = decision.allow and not unmet
         detail = {
             "spec_digest": spec.digest,

@@ -26,6 +26,9 @@ from cluster.admission.questions import granted_hosts
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.admission.standing import StandingEngine
+from cluster.admission.tenancy import Tenancy
+from cluster.admission.tenants import Tenants
 from cluster.agents.budget import UNITS, Budget
 from cluster.agents.gang import Gang
 from cluster.agents.gang_request import GangRequest
@@ -96,19 +99,30 @@ class Registrar:
     ) -> None:
         """Take over as the governor of `epoch`; its journal must be registered and open (`wiring.build_registrar`)."""
         self._coordination = coordination
-        self._engine = engine
         self._bundle = bundle
+        self._tenants = Tenants(coordination, lambda: self._bundle.catalog)
+        # Every decision goes through it, so that the policy knows also the tenants that were made at run time.
+        self._engine = engine = StandingEngine(engine, self._tenants)
         self._clock = clock
         self._epoch = epoch
         self._journal_dir = journal_dir
         self._journal = DecisionJournal(journal, clock)
         self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
-        self._decisions = Decisions(engine, bundle, self._journal)
+        self._decisions = Decisions(engine, self._tenants, self._journal)
         self._changes = Changes(self._registry, self._decisions, self._lock)
         self._gangs = Gangs(coordination, self._registry, self._decisions, self._lock, clock)
         self._activator = Activator(self._registry, engine, self._journal, node=node)
         # Which nodes take no agents.
         self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
+        # Tenants, projects and keys, for those who administer them.
+        self.tenancy = Tenancy(
+            coordination,
+            self._tenants,
+            lambda: frozenset(self._bundle.catalog.plans),
+            fence=fence(EPOCH_NAME, epoch),
+            journal=self._journal,
+            clock=clock,
+        )
         # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
         self._tenant_locks = tuple(threading.Lock() for _ in range(64))
 
@@ -307,7 +321,7 @@ class Registrar:
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
-        held, plan = self._registry.accounts.quota_use(tenant).held, self._bundle.catalog.plan_of(tenant)
+        held, plan = self._registry.accounts.quota_use(tenant).held, self._tenants.plan_of(tenant)
         bound = plan.quota if plan else None
         return {
             "cpu_milli": {"used": held.resources.cpu_milli, "limit": bound.cpu if bound else 0},
@@ -317,7 +331,7 @@ class Registrar:
 
     def budget(self, tenant: TenantId) -> dict[str, Any]:
         """Return what is reserved and spent of the tenant's budget, by unit; a limit of None bounds nothing."""
-        use, plan = self._registry.accounts.budget_use(tenant), self._bundle.catalog.plan_of(tenant)
+        use, plan = self._registry.accounts.budget_use(tenant), self._tenants.plan_of(tenant)
         return {
             unit: {
                 "reserved": use.reserved.of(unit),
@@ -333,7 +347,7 @@ class Registrar:
 
     def may_have_raw_actors(self, tenant: str) -> bool:
         """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
-        return self._bundle.catalog.may_have_raw_actors(tenant)
+        return self._tenants.may_have_raw_actors(tenant)
 
     def record_stray(self, stray: SeenActor, tenant: str) -> None:
         """Write down that an actor without a record is ended, before it is; raises StorageError, and then it must not be.

@@ -45,6 +45,7 @@ _B = TypeVar("_B", bound=BaseModel)
 MAX_REGISTRATION_BYTES: Final = 64 << 10
 MAX_INSTRUCTIONS_CHARS: Final = 16_384
 _MAX_NAMES: Final = 64
+_WRONG: Final = "The registration has fields that can't be taken; nothing was registered."
 
 
 def _without_nul(text: str) -> str:
@@ -203,14 +204,14 @@ class RegistrationRequest(_Body):
         ).hexdigest()
 
 
-def parse_body(kind: type[_B], body: bytes | Mapping[str, Any], max_bytes: int) -> _B:
-    """Return the `kind` of a JSON body or of its parsed form; raises as `parse_registration` does."""
+def parse_body(kind: type[_B], body: bytes | Mapping[str, Any], max_bytes: int, *, what: str = _WRONG) -> _B:
+    """Return the `kind` of a JSON body or of its parsed form; raises as `parse_registration` does, with `what` first."""
     parsed = parse_strict_json(body, max_bytes=max_bytes) if isinstance(body, bytes) else body
     try:
         return kind.model_validate(parsed)
     except ValidationError as e:
         errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
-    raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
+    raise InvalidRequestError(what, errors=errors)
 
 
 def parse_registration(body: bytes | Mapping[str, Any]) -> RegistrationRequest:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.coordination.coordination import (
@@ -76,7 +77,10 @@ class SqliteCoordination:
         self._readers: list[sqlite3.Connection] = []
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            # Never opened and closed by ourselves: that would end the locks that other clients of this process hold on it,
+            # and the next process to close it would take the log away from under them.
+            with suppress(FileExistsError):
+                os.mknod(path, stat.S_IFREG | 0o600)
             self._writer = self._open()
             self._patiently(lambda: self._writer.execute("PRAGMA journal_mode=WAL"))
             self._writer.execute("PRAGMA synchronous=FULL")

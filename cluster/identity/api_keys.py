@@ -1,77 +1,42 @@
-"""API keys: `sk-sov-<key id>-<secret>`. Only the SHA-256 of the secret is kept, which is enough for 256 random bits.
+"""API keys in the coordination store, and who is let in by them: `sk-sov-<key id>-<secret>`.
 
 The node `/keys/<key id>` holds whose key it is. Keys of a tenant are listed under `/tenants/<tenant>/keys`.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
-import secrets
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
-from typing import Any, Final
-
-import orjson
+from typing import Final
 
 from cluster.clock import Clock
-from cluster.coordination.coordination import Coordination, CoordinationConflictError, Create, Set
-from cluster.errors import IntegrityError, InvalidRequestError, NotFoundError, UnauthenticatedError
+from cluster.coordination.coordination import Coordination, CoordinationConflictError, Create, Op, Set
+from cluster.errors import IntegrityError, NotFoundError, UnauthenticatedError
+from cluster.identity.api_key import ApiKey, digest_of, new_key
 from cluster.identity.authentication import unauthenticated
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 
+__all__ = [
+    "ApiKey",
+    "ApiKeyAuthenticator",
+    "change_key",
+    "create_key",
+    "find_key",
+    "list_keys",
+    "ops_to_create",
+    "revoke_key",
+    "revoked",
+]
+
 _HEADER: Final = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] {1,4}sk-sov-([0-9a-f]{16})-([0-9a-f]{64})")
 _KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
-# How long a revoked key may go on being taken by a process that has just seen it.
+# How long a revoked key, or a secret that was rotated out, may go on being taken by a process that has just seen it.
 CACHE_TTL_US: Final = 2_000_000
 _CACHE_SIZE: Final = 4_096
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """One key as it is stored. Times are microseconds since 1970 UTC; `expires_us` and `revoked_us` are 0 for never."""
-
-    key_id: str
-    # SHA-256 of the secret, hex.
-    digest: str
-    principal: Principal
-    created_us: int
-    expires_us: int = 0
-    revoked_us: int = 0
-
-    def to_bytes(self) -> bytes:
-        """Return the value of this key's node."""
-        p = self.principal
-        return orjson.dumps(
-            {
-                "digest": self.digest,
-                "tenant": str(p.tenant),
-                "project": str(p.project),
-                "scopes": sorted(p.scopes),
-                "created_us": self.created_us,
-                "expires_us": self.expires_us,
-                "revoked_us": self.revoked_us,
-            }
-        )
-
-    @classmethod
-    def from_bytes(cls, key_id: str, value: bytes) -> ApiKey:
-        """Return the key that `to_bytes` wrote; raises IntegrityError for anything else."""
-        try:
-            stored: dict[str, Any] = orjson.loads(value)
-            scopes = frozenset(map(Scope, stored["scopes"]))
-            principal = Principal(TenantId(stored["tenant"]), ProjectId(stored["project"]), f"key:{key_id}", scopes)
-            times = [int(stored[k]) for k in ("created_us", "expires_us", "revoked_us")]
-            return cls(key_id, str(stored["digest"]), principal, *times)
-        except (KeyError, TypeError, ValueError) as e:
-            raise IntegrityError(f"The stored API key {key_id} can't be read: {e!r}.") from None
-
-    def holds(self, now_us: int) -> bool:
-        """Return whether the key may be used at `now_us`."""
-        return not self.revoked_us and (not self.expires_us or now_us < self.expires_us)
 
 
 def create_key(
@@ -87,18 +52,40 @@ def create_key(
 
     `ttl_s` is its life in seconds, 0 without end. Raises InvalidRequestError for a key without scopes or a negative life.
     """
-    if not scopes or ttl_s < 0:
-        raise InvalidRequestError("An API key needs at least one scope, and a life of 0 (without end) or more seconds.")
-    key_id, secret, now_us = secrets.token_hex(8), secrets.token_hex(32), clock.now_us()
-    key = ApiKey(
-        key_id=key_id,
-        digest=_digest(secret),
-        principal=Principal(tenant, project, f"key:{key_id}", scopes),
-        created_us=now_us,
-        expires_us=now_us + ttl_s * 1_000_000 if ttl_s else 0,
-    )
-    coordination.transact([Create(_path(key_id), key.to_bytes()), Create(f"/tenants/{tenant}/keys/{key_id}", b"{}")])
-    return f"sk-sov-{key_id}-{secret}", key
+    text, key = new_key(clock, tenant=tenant, project=project, scopes=scopes, ttl_s=ttl_s)
+    coordination.transact(ops_to_create(key))
+    return text, key
+
+
+def ops_to_create(key: ApiKey) -> list[Op]:
+    """Return what makes a key."""
+    return [Create(_path(key.key_id), key.to_bytes()), Create(f"/tenants/{key.principal.tenant}/keys/{key.key_id}", b"{}")]
+
+
+def find_key(coordination: Coordination, tenant: TenantId, key_id: str) -> ApiKey:
+    """Return a key of `tenant`; raises NotFoundError when it has none of this id, in the same words for another's."""
+    return _find(coordination, tenant, key_id)[0]
+
+
+def change_key(
+    coordination: Coordination, tenant: TenantId, key_id: str, change: Callable[[ApiKey], ApiKey], *guards: Op
+) -> ApiKey:
+    """Store what `change` makes of the key of now, while the `guards` hold; returns it. Raises NotFoundError.
+
+    A conflict on a guard is raised; a key that another process changed meanwhile is read and changed anew.
+    """
+    while True:
+        key, version = _find(coordination, tenant, key_id)
+        changed = change(key)
+        if changed == key:
+            return key
+        try:
+            coordination.transact([*guards, Set(_path(key_id), changed.to_bytes(), version)])
+        except CoordinationConflictError as e:
+            if e.path != _path(key_id):
+                raise
+            continue
+        return changed
 
 
 def revoke_key(coordination: Coordination, clock: Clock, *, tenant: TenantId, key_id: str) -> ApiKey:
@@ -106,20 +93,12 @@ def revoke_key(coordination: Coordination, clock: Clock, *, tenant: TenantId, ke
 
     Raises NotFoundError when the tenant has no such key.
     """
-    while True:
-        node = coordination.get(_path(key_id)) if _KEY_ID.fullmatch(key_id) else None
-        key = ApiKey.from_bytes(key_id, node.value) if node else None
-        if node is None or key is None or key.principal.tenant != tenant:
-            raise NotFoundError(f"There is no API key {key_id[:32]!r}.")
-        if key.revoked_us:
-            return key
-        revoked = ApiKey(key.key_id, key.digest, key.principal, key.created_us, key.expires_us, clock.now_us())
-        try:
-            coordination.transact([Set(_path(key_id), revoked.to_bytes(), node.version)])
-        except CoordinationConflictError:
-            # Only another revocation changes a key, so the next reading ends this.
-            continue
-        return revoked
+    return change_key(coordination, tenant, key_id, lambda key: revoked(key, clock))
+
+
+def revoked(key: ApiKey, clock: Clock) -> ApiKey:
+    """Return the key as it is once it was revoked; what was revoked before stays as it is."""
+    return key if key.revoked_us else replace(key, revoked_us=clock.now_us())
 
 
 def list_keys(coordination: Coordination, tenant: TenantId, *, after: str = "", limit: int = 100) -> list[ApiKey]:
@@ -143,18 +122,24 @@ class ApiKeyAuthenticator:
         match = _HEADER.fullmatch(authorization_header)
         if match is None:
             raise unauthenticated()
-        key = self._find(match[1])
+        key_id, digest, now_us = match[1], digest_of(match[2]), self._clock.now_us()
+        key = self._remembered(key_id)
+        # What is remembered may be older than the secret: one that does not fit is looked up as an unknown key is.
+        if key is None or not key.proved_by(digest, now_us):
+            key = self._look_up(key_id)
         # Compared also when there is no such key: how long a refusal takes does not say which part was wrong.
-        right = hmac.compare_digest(_digest(match[2]), key.digest if key else "0" * 64)
-        if key is None or not right or not key.holds(self._clock.now_us()):
+        right = (key or _NOBODY).proved_by(digest, now_us)
+        if key is None or not right or not key.holds(now_us):
             raise unauthenticated()
         return key.principal
 
-    def _find(self, key_id: str) -> ApiKey | None:
-        now_us = self._clock.monotonic_us()
+    def _remembered(self, key_id: str) -> ApiKey | None:
         known = self._cache.get(key_id)
-        if known is not None and now_us - known[0] < CACHE_TTL_US:
-            return known[1]
+        return known[1] if known is not None and self._clock.monotonic_us() - known[0] < CACHE_TTL_US else None
+
+    def _look_up(self, key_id: str) -> ApiKey | None:
+        # Before the reading: what changes during it is seen by the next one.
+        now_us = self._clock.monotonic_us()
         node = self._coordination.get(_path(key_id))
         try:
             key = ApiKey.from_bytes(key_id, node.value) if node else None
@@ -169,8 +154,15 @@ class ApiKeyAuthenticator:
         return key
 
 
-def _digest(secret: str) -> str:
-    return sha256(secret.encode()).hexdigest()
+_NOBODY: Final = ApiKey("", "0" * 64, Principal(TenantId("nobody"), ProjectId("default"), "", frozenset()), 0, revoked_us=1)
+
+
+def _find(coordination: Coordination, tenant: TenantId, key_id: str) -> tuple[ApiKey, int]:
+    node = coordination.get(_path(key_id)) if _KEY_ID.fullmatch(key_id) else None
+    key = ApiKey.from_bytes(key_id, node.value) if node else None
+    if node is None or key is None or key.principal.tenant != tenant:
+        raise NotFoundError(f"There is no API key {key_id[:32]!r}.", hint="List the keys to see which there are.")
+    return key, node.version
 
 
 def _path(key_id: str) -> str:

@@ -17,11 +17,16 @@ class Scope(StrEnum):
     USAGE_READ = "sovereign:usage:read"
     AUDIT_READ = "sovereign:audit:read"
     KEYS_MANAGE = "sovereign:keys:manage"
+    # Over all tenants: who they are, by which plan, and whether they may do anything.
+    TENANTS_MANAGE = "sovereign:tenants:manage"
 
 
 class Role(StrEnum):
     """A usual set of scopes."""
 
+    # Runs the cluster, and so stands above all tenants.
+    OPERATOR = "operator"
+    # Runs one tenant.
     ADMIN = "admin"
     DEVELOPER = "developer"
     CALLER = "caller"
@@ -30,7 +35,8 @@ class Role(StrEnum):
 
 
 ROLE_SCOPES: Final[dict[Role, frozenset[Scope]]] = {
-    Role.ADMIN: frozenset(Scope),
+    Role.OPERATOR: frozenset(Scope),
+    Role.ADMIN: frozenset(Scope) - {Scope.TENANTS_MANAGE},
     Role.DEVELOPER: frozenset(
         {
             Scope.AGENTS_REGISTER,

@@ -36,6 +36,13 @@ class AuditAction(StrEnum):
     # Another object stands under a key of ours; the rows went to quarantine.
     SEGMENT_CONFLICT = "lake:segment:conflict"
     RECONCILER_KILL = "reconciler:actor:kill"
+    # An administrator changed who may ask: the object is the tenant, the project or the key.
+    TENANT_MAKE = "tenancy:tenant:make"
+    TENANT_CHANGE = "tenancy:tenant:change"
+    PROJECT_MAKE = "tenancy:project:make"
+    KEY_MAKE = "tenancy:key:make"
+    KEY_ROTATE = "tenancy:key:rotate"
+    KEY_REVOKE = "tenancy:key:revoke"
     # An access token was given out; the detail says for what and how long, never the token.
     TOKEN_ISSUE = "identity:token:issue"  # noqa: S105  # the name of an action
     TOKEN_REVOKE = "identity:token:revoke"  # noqa: S105

@@ -273,6 +273,21 @@ def test_no_update_is_lost_between_processes(backend: tuple[str, str]) -> None:
     assert int(node.value) == 4 * times
 
 
+def test_a_client_goes_on_seeing_what_other_processes_do_when_they_come_and_go(backend: tuple[str, str]) -> None:
+    """Also beside a second client of its own process: what one of ours closes takes nothing away from another."""
+    store, beside = open_backend(*backend), open_backend(*backend)
+    for times in range(1, 4):
+        in_processes(backend, "count", 1, 1)
+        seen = store.get("/counter")
+        assert seen is not None
+        assert int(seen.value) == times
+        open_backend(*backend).close()
+    store.transact([Create("/a/1", b"")])
+    assert beside.children("/a") == ["1"]
+    store.close()
+    beside.close()
+
+
 def test_an_epoch_is_given_once(backend: tuple[str, str]) -> None:
     """Processes that begin lives of one name get each number exactly once."""
     times = soak(8, 200)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from cluster.clock import FakeClock
+from cluster.coordination.coordination import Set
 from cluster.coordination.sqlite_coordination import SqliteCoordination
 from cluster.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
-from cluster.identity.api_keys import ApiKey, ApiKeyAuthenticator, create_key, list_keys, revoke_key
+from cluster.identity.api_keys import ApiKey, ApiKeyAuthenticator, change_key, create_key, list_keys, revoke_key
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import ROLE_SCOPES, Role, Scope
@@ -130,3 +132,36 @@ def test_a_key_without_scopes_is_not_made(store: SqliteCoordination, clock: Fake
     for scopes, ttl_s in ((frozenset[Scope](), 0), (SCOPES, -1)):
         with pytest.raises(InvalidRequestError):
             create_key(store, clock, tenant=ACME, project=PROJECT, scopes=scopes, ttl_s=ttl_s)
+
+
+def test_a_new_secret_is_taken_at_once_also_where_the_old_one_is_remembered(store: SqliteCoordination, clock: FakeClock) -> None:
+    """A rotation never locks its key's holder out; the old secret ends with its overlap, to the microsecond."""
+    text, key = make(store, clock)
+    authenticator = ApiKeyAuthenticator(store, clock)
+    authenticator.authenticate(f"Bearer {text}")
+    new: list[str] = []
+
+    def rotate(found: ApiKey) -> ApiKey:
+        said, changed = found.rotated(clock, overlap_s=60)
+        new.append(said)
+        return changed
+
+    change_key(store, ACME, key.key_id, rotate)
+    assert authenticator.authenticate(f"Bearer {new[0]}") == authenticator.authenticate(f"Bearer {text}") == key.principal
+    clock.advance(60_000_000 - 1)
+    assert authenticator.authenticate(f"Bearer {text}") == key.principal
+    clock.advance(1)
+    with pytest.raises(UnauthenticatedError):
+        authenticator.authenticate(f"Bearer {text}")
+    assert authenticator.authenticate(f"Bearer {new[0]}") == key.principal
+
+
+def test_a_key_of_an_earlier_release_is_read(store: SqliteCoordination, clock: FakeClock) -> None:
+    """Before names, roles and rotation there were fewer fields; such a key works as before."""
+    text, key = make(store, clock)
+    stored = orjson.loads(key.to_bytes())
+    for name in ("name", "role", "last4", "previous_digest", "previous_until_us"):
+        del stored[name]
+    store.transact([Set(f"/keys/{key.key_id}", orjson.dumps(stored))])
+    assert ApiKeyAuthenticator(store, clock).authenticate(f"Bearer {text}") == key.principal
+    assert list_keys(store, ACME) == [replace(key, last4="")]
