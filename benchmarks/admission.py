@@ -108,6 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         settings = Settings.load(home=Path(home))
         result = decisions(load_bundle(settings.policy_dir), options.decisions)
+        wiring.sign_policies(settings)
         registrar = wiring.build_registrar(settings)
         registrar.recover()
         alone = registrations_per_s(registrar, "alone", options.registrations // 4, 1)

@@ -39,6 +39,7 @@ def start(settings: Settings, ports: Ports) -> None:
     _say("checking the object store")
     wiring.check_object_store(settings)
     wiring.ensure_first_api_key(settings)
+    wiring.sign_policies(settings)
     node_id = ray.get_runtime_context().get_node_id()
     _say("starting the shipper and governance")
     shipper = start_shipper(settings, node_id, ports.node_metrics)

@@ -10,8 +10,12 @@ from typing import Any
 import yaml
 
 from cluster.admission.bundle import load_bundle
+from cluster.admission.bundle_keys import KeyRing
+from cluster.admission.bundle_opener import BundleOpener
+from cluster.admission.bundle_shelf import BundleShelf
 from cluster.admission.decision_journal import FactSink
 from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import Policy, PolicyInForce
 from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 from cluster.agents.registration import RegistrationRequest, parse_registration
@@ -80,9 +84,10 @@ def begin(
     epoch = epoch or register_journal(store, WRITER_ID, "test")
     return Registrar(
         store,
-        engine or RegorusPolicyEngine(bundle),
-        bundle,
+        PolicyInForce(Policy(bundle, engine or RegorusPolicyEngine(bundle))),
         sink or JournalWriter(home / "journal", WRITER_ID, epoch),
+        opener=BundleOpener(lambda: KeyRing.load(home / "keys"), RegorusPolicyEngine),
+        shelf=BundleShelf(home / "bundles"),
         clock=SystemClock(),
         epoch=epoch,
         node="test",

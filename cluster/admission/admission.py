@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 
 from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
+from cluster.agents.lifecycle import AgentState
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec
 from cluster.errors import FieldError
@@ -133,8 +134,16 @@ def admission_request(principal: Principal, spec: AgentSpec) -> AdmissionRequest
     return _request(ADMISSION, {"principal": who, "agent": _terms_of(spec)})
 
 
-def activation_request(record: AgentRecord) -> AdmissionRequest:
-    """Return the question whether the agent of `record` may wake."""
+def require_sound(engine: PolicyEngine) -> None:
+    """Raise PolicyEngineError unless the engine answers each question, makes every check of it, and refuses what says nothing."""
+    for entrypoint in (ADMISSION, ACTIVATION, INVOCATION):
+        allow, *_ = _read(engine.evaluate(entrypoint.rule, "{}"), entrypoint.checks)
+        if allow:
+            raise PolicyEngineError(f"{entrypoint.rule} allows what names nobody and nothing.")
+
+
+def activation_request(record: AgentRecord, state: AgentState | None = None) -> AdmissionRequest:
+    """Return the question whether the agent of `record` may wake; `state` in place of its own asks it of one that does."""
     return _request(
         ACTIVATION,
         {
@@ -142,7 +151,7 @@ def activation_request(record: AgentRecord) -> AdmissionRequest:
             "agent": _terms_of(record.spec),
             "tools": list(record.tools),
             # Of the replica that is to start: one that has no process is passive, whatever the others do.
-            "state": record.state_of_next.value,
+            "state": (state or record.state_of_next).value,
         },
     )
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.admission.activator import Activator
 from cluster.admission.admission import Decision, FailedCheck, admission_request, decide, invocation_request
-from cluster.admission.bundle import PolicyBundle
+from cluster.admission.bundle_opener import BundleOpener
+from cluster.admission.bundle_shelf import BundleShelf
+from cluster.admission.bundles import Bundles
 from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
-from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import Policy, PolicyInForce
 from cluster.admission.quota_use import QuotaUse
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
@@ -78,10 +81,11 @@ class Registrar:
     def __init__(
         self,
         coordination: Coordination,
-        engine: PolicyEngine,
-        bundle: PolicyBundle,
+        policy: PolicyInForce,
         journal: FactSink,
         *,
+        opener: BundleOpener,
+        shelf: BundleShelf,
         clock: Clock,
         epoch: int,
         node: str,
@@ -89,14 +93,17 @@ class Registrar:
     ) -> None:
         """Take over as the governor of `epoch`; its journal must be registered and open (`wiring.build_registrar`)."""
         self._coordination = coordination
-        self._engine = engine
-        self._bundle = bundle
+        self._policy = policy
         self._clock = clock
         self._epoch = epoch
         self._journal_dir = journal_dir
         self._journal = DecisionJournal(journal, clock)
         self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
-        self._activator = Activator(self._registry, engine, self._journal, node=node)
+        self._activator = Activator(self._registry, policy, self._journal, node=node)
+        # How another policy comes into force.
+        self.bundles = Bundles(
+            coordination, fence(EPOCH_NAME, epoch), self._journal, policy, opener=opener, shelf=shelf, clock=clock
+        )
         # Which nodes take no agents.
         self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
         # Threads of one tenant queue here and not in retries on the tenant's quota; by hash, so that their number is bounded.
@@ -110,13 +117,21 @@ class Registrar:
         Raises AdmissionDeniedError with every failed check, QuotaExceededError, ConflictError when the id or the key stands
         for something else, StorageError when the decision can't be written (nothing happened then).
         """
+        register = partial(self._register, principal, request, request_id, idempotency_key)
+        return self.bundles.deciding_again(register)
+
+    def _register(
+        self, principal: Principal, request: RegistrationRequest, request_id: str, idempotency_key: str
+    ) -> Registration:
         tenant, key = principal.tenant, digest_key(idempotency_key)
-        plan = self._bundle.catalog.plan_of(tenant)
+        # One for the defaults and the decision; what is written below holds only while it is in force.
+        policy = self._policy.now
+        plan = policy.bundle.catalog.plan_of(tenant)
         spec = request.to_spec(plan.defaults.to_spec_defaults() if plan else _NO_PLAN)
         fingerprint = request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
             return known
-        decision = self._decide(principal, spec, request_id)
+        decision = self._decide(policy, principal, spec, request_id)
         record = AgentRecord(
             tenant=tenant,
             project=principal.project,
@@ -164,7 +179,7 @@ class Registrar:
         row = self._registry.find(tenant, agent_id)
         if row is None or row.record.state is AgentState.REVOKED:
             raise not_found(agent_id)
-        decision = decide(self._engine, invocation_request(principal, "remove", tenant))
+        decision = decide(self._policy.now.engine, invocation_request(principal, "remove", tenant))
         outcome = AuditOutcome.ALLOWED if decision.allow else AuditOutcome.DENIED
         self._removal(row.record, outcome, actor=principal.subject, decision=decision, request_id=request_id)
         if not decision.allow:
@@ -195,7 +210,7 @@ class Registrar:
 
     def check_invocation(self, principal: Principal, agent_id: AgentId) -> None:
         """Return when today's policy lets the principal call its tenant's agents; raises AdmissionDeniedError."""
-        decision = decide(self._engine, invocation_request(principal, "invoke", principal.tenant))
+        decision = decide(self._policy.now.engine, invocation_request(principal, "invoke", principal.tenant))
         if not decision.allow:
             raise _denied(f"Agent {agent_id} can't be called", decision)
 
@@ -205,7 +220,11 @@ class Registrar:
         The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
         Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it has all its replicas.
         """
-        return self._activator.begin_start(tenant, agent_id)
+        return self.bundles.deciding_again(lambda: self._activator.begin_start(tenant, agent_id))
+
+    def may_stay(self, tenant: TenantId, agent_id: AgentId, generation: int) -> bool:
+        """Return whether a generation that has come up may go on: by a new decision if the policy changed since `begin_start`."""
+        return self._activator.may_stay(tenant, agent_id, generation)
 
     def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
         """Record that a starting generation answers at `address`, and on which node it writes its journal.
@@ -255,7 +274,7 @@ class Registrar:
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
-        use, plan = self._registry.quota_use(tenant), self._bundle.catalog.plan_of(tenant)
+        use, plan = self._registry.quota_use(tenant), self._policy.now.bundle.catalog.plan_of(tenant)
         bound = plan.quota if plan else None
         return {
             "cpu_milli": {"used": use.resources.cpu_milli, "limit": bound.cpu if bound else 0},
@@ -265,7 +284,7 @@ class Registrar:
 
     def may_have_raw_actors(self, tenant: str) -> bool:
         """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
-        return self._bundle.catalog.may_have_raw_actors(tenant)
+        return self._policy.now.bundle.catalog.may_have_raw_actors(tenant)
 
     def record_stray(self, stray: SeenActor, tenant: str) -> None:
         """Write down that an actor without a record is ended, before it is; raises StorageError, and then it must not be.
@@ -290,21 +309,22 @@ class Registrar:
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
         """Return the hosts behind the names of the agent's network access, as the policy in force says."""
-        places = self._bundle.catalog.egress
+        places = self._policy.now.bundle.catalog.egress
         return tuple(h for name in record.spec.network_access if name in places for h in places[name].hosts)
 
-    def policy_status(self) -> dict[str, str]:
-        """Return revision and digest of the policy that decides here."""
-        return {"revision": self._engine.revision, "digest": self._engine.digest}
+    def policy_status(self) -> dict[str, Any]:
+        """Return revision, digest and number of the policy that decides here."""
+        policy = self._policy.now
+        return {"revision": policy.bundle.revision, "digest": policy.bundle.digest, "number": policy.number}
 
     def close(self) -> None:
         """End the journal and let go of the coordination store."""
         self._journal.close()
         self._coordination.close()
 
-    def _decide(self, principal: Principal, spec: AgentSpec, request_id: str) -> Decision:
+    def _decide(self, policy: Policy, principal: Principal, spec: AgentSpec, request_id: str) -> Decision:
         """Return the decision that allows it, on disk; raises AdmissionDeniedError, journalled too."""
-        decision = decide(self._engine, admission_request(principal, spec))
+        decision = decide(policy.engine, admission_request(principal, spec))
         # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
         unmet = tuple(FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations)
         allowed = decision.allow and not unmet
@@ -331,7 +351,7 @@ class Registrar:
         tenant, spec = record.tenant, record.spec
         if known := self._known(tenant, spec, record.idempotency, fingerprint):
             return known
-        plan = self._bundle.catalog.plan_of(tenant)
+        plan = self._policy.now.bundle.catalog.plan_of(tenant)
         if plan is None:
             raise NotFoundError(f"There is no tenant {tenant}.")
         quota = plan.quota

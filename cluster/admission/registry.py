@@ -6,6 +6,8 @@
 /tenants/<tenant>/retired/<agent>       the last generation of a removed agent, so that its name starts above it again
 /live/<tenant>.<agent>                  exists while a process of the agent may exist
 /kept/<tenant>.<agent>                  exists for an agent that has processes also while nobody calls it
+
+What lets an agent be, or start, holds only while the policy that decided it is in force (`bundle_shelf.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import TypeVar
 
 import orjson
 
+from cluster.admission.bundle_shelf import ACCEPTED, AcceptedBundle
 from cluster.admission.quota_use import QuotaUse
 from cluster.agents.lifecycle import AgentState
 from cluster.agents.record import AgentRecord
-from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
+from cluster.coordination.coordination import ABSENT, Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.telemetry.tracing import span
@@ -55,6 +58,13 @@ class DeposedError(UnavailableError):
     """A later governor has begun: this one may change nothing any more."""
 
     code = "deposed"
+
+
+class PolicyChangedError(UnavailableError):
+    """Another policy than the one that decided is in force: nothing was done, and it must be decided again."""
+
+    code = "policy_changed"
+    retryable = True
 
 
 class Registry:
@@ -133,6 +143,15 @@ class Registry:
                     raise DeposedError("A later governor has taken over; this one changed nothing.", retry_after_s=1.0) from None
         raise UnavailableError("Others change the same agents too often.", hint="Try again in a moment.", retry_after_s=1.0)
 
+    def decided_by(self, digest: str) -> Op:
+        """Return what makes a transaction hold only while the policy of `digest` is in force; raises PolicyChangedError."""
+        node = self._coordination.get(ACCEPTED)
+        if node is None:
+            return Check(ACCEPTED, ABSENT)
+        if AcceptedBundle.from_bytes(node.value).digest != digest:
+            raise PolicyChangedError("The policy changed after this was decided.", retry_after_s=1.0)
+        return Check(ACCEPTED, node.version)
+
     def create(self, record: AgentRecord, use: Callable[[QuotaUse], QuotaUse], fingerprint: str) -> None:
         """Make the row of a new agent, with its quota and key, in one transaction; `use` says what the quota becomes."""
         tenant, agent = record.tenant, record.spec.agent_id
@@ -144,7 +163,7 @@ class Registry:
             ops.append(Delete(_retired_path(tenant, agent)))
         if record.spec.min_replicas:
             ops.append(Create(_kept_path(record), b"{}"))
-        self.transact(ops)
+        self.transact([*ops, self.decided_by(record.policy_digest)])
 
     def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
         """Replace the row by `record`, keep the list of live agents right, and do `more`, in one transaction."""
