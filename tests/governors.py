@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cluster.admission.bundle import load_bundle
+from cluster.admission.bundle import PolicyBundle, load_bundle
 from cluster.admission.bundle_keys import KeyRing
 from cluster.admission.bundle_opener import BundleOpener
 from cluster.admission.bundle_shelf import BundleShelf
@@ -35,6 +35,7 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import PROJECT_ROOT
 
 POLICIES = PROJECT_ROOT / "policies"
+_STARTED: dict[str, PolicyEngine] = {}
 DEFAULT, TRIAL = TenantId("default"), TenantId("trial")
 
 
@@ -65,6 +66,13 @@ def changed_policies(folder: Path, file: str, change: dict[str, Any]) -> Path:
     return copy
 
 
+def started(bundle: PolicyBundle) -> PolicyEngine:
+    """Return the engine of a bundle, started once for all tests."""
+    if bundle.digest not in _STARTED:
+        _STARTED[bundle.digest] = RegorusPolicyEngine(bundle)
+    return _STARTED[bundle.digest]
+
+
 def open_store(home: Path) -> SqliteCoordination:
     return SqliteCoordination(home / "coordination.sqlite")
 
@@ -84,9 +92,9 @@ def begin(
     epoch = epoch or register_journal(store, WRITER_ID, "test")
     return Registrar(
         store,
-        PolicyInForce(Policy(bundle, engine or RegorusPolicyEngine(bundle))),
+        PolicyInForce(Policy(bundle, engine or started(bundle))),
         sink or JournalWriter(home / "journal", WRITER_ID, epoch),
-        opener=BundleOpener(lambda: KeyRing.load(home / "keys"), RegorusPolicyEngine),
+        opener=BundleOpener(lambda: KeyRing.load(home / "keys"), started),
         shelf=BundleShelf(home / "bundles"),
         clock=SystemClock(),
         epoch=epoch,
