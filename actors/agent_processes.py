@@ -77,6 +77,8 @@ class AgentProcesses:
         self.replicas = Replicas(self.live, self, self._background)
         # Replicas whose last calls are still under way.
         self._retiring: dict[AgentProcess, asyncio.Task[None]] = {}
+        # Those that are to end soon, for a stop or of a node that is drained.
+        self._ending: dict[AgentProcess, asyncio.Task[None]] = {}
         self._starting: dict[Key, asyncio.Task[AgentProcess]] = {}
 
     async def resolve(self, tenant: TenantId, agent: AgentId, caller: str, not_generation: int) -> list[Resolved]:
@@ -136,7 +138,13 @@ class AgentProcesses:
     async def _end_all(self, ending: list[AgentProcess], retiring: list[AgentProcess]) -> None:
         tasks = [self._retiring[live] for live in retiring]
         drained = (live.drain() for live in retiring)  # with less patience than they were promised
-        await asyncio.gather(*map(self._lives.passivate, ending), *drained, *tasks, return_exceptions=True)
+        await asyncio.gather(*map(self._end_soon, ending), *drained, *tasks, return_exceptions=True)
+
+    def _end_soon(self, live: AgentProcess) -> asyncio.Task[None]:
+        """Begin to end a process that was taken out, which is known here until it has ended."""
+        task = self._ending[live] = asyncio.ensure_future(self._lives.passivate(live))
+        task.add_done_callback(lambda _: self._ending.pop(live, None))
+        return task
 
     async def add_replica(self, key: Key) -> None:
         """Start one more replica, or an agent's first one.
@@ -161,6 +169,9 @@ class AgentProcesses:
     async def recover(self) -> None:
         """Adopt what an earlier governor started, end what no record stands behind, and begin to keep account."""
         self.nodes.cordoned = await self._run(self._registrar.cordons.all)
+        if self.nodes.cordoned:
+            with contextlib.suppress(RayError, OSError):  # which of them is the head's own
+                self.nodes.learn(await self._run(nodes_of_ray))
         wanted = await self.rows_by_name()
         running = await self._run(partial(names, PROCESS_PREFIX))
         for name in running - wanted.keys():
@@ -211,6 +222,9 @@ class AgentProcesses:
                 return known[0]
             if more and known and not self._places.fits(known[0].spec):
                 raise no_room(agent, known[0].resources)
+            ending = [live for live in self._ending if live.key == key]
+            if ending and len(known) + len(ending) >= ending[0].spec.max_replicas:
+                await asyncio.wait([self._ending[live] for live in ending])  # as long as a drain takes, and without a turn
             async with self._queue.turn(key[0]):
                 live = await self._start_alone(key, tenant, agent)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
@@ -255,17 +269,28 @@ class AgentProcesses:
         return live
 
     async def _begin(self, key: Key, tenant: TenantId, agent: AgentId) -> tuple[AgentRecord, int]:
-        """Make the agent `starting`; a row that speaks of a process which nobody here knows is put right first."""
+        """Make the agent `starting`; a row that speaks of a process which nobody here knows is put right first.
+
+        Raises UnavailableError while processes that end have all the places that it has.
+        """
         begin = partial(self._registrar.begin_start, tenant, agent)
         try:
             return await self._run(begin)
         except IllegalTransitionError:
             record = await self._run(partial(self._registrar.get, tenant, agent))
-            known = {live.generation for live in (*self.live.of(key), *self._retiring) if live.key == key}
+            here = (*self.live.of(key), *self._retiring, *self._ending)
+            known = {live.generation for live in here if live.key == key}
             for life in (x for x in record.lives if x.generation not in known):
                 await self._run(partial(kill_by_name, life.process))
                 await self._lives.ended(key, life.generation, "lost")
-            return await self._run(begin)
+            try:
+                return await self._run(begin)
+            except IllegalTransitionError as e:
+                raise UnavailableError(
+                    f"Agent {agent} is about to give its process back, which waits for its last calls.",
+                    hint="Retry in a moment; it starts anew then.",
+                    retry_after_s=1,
+                ) from e
 
     async def _keep_account(self) -> None:
         """Learn what there is for agents, as long as this process lives."""
@@ -291,7 +316,7 @@ class AgentProcesses:
                 partial(self._registrar.may_stay, tenant, agent, live.generation)
             )
             if not stays and self.live.take(live):  # its node was drained, or the policy changed, while it was on its way
-                await self._lives.passivate(live)
+                await self._end_soon(live)
         except SovereignError as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)
 
@@ -307,7 +332,8 @@ class AgentProcesses:
                 live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec))
                 if await live.adopt():
                     self._room.take(live.resources)
-                    if row.state == "draining":
+                    # Also when the governor that drained its node died before it came to this one.
+                    if row.state == "draining" or not self.nodes.takes(live.node):
                         self._retire(live)
                         return
                     self._lives.put(live)

@@ -31,7 +31,9 @@ from cluster.settings import PROJECT_ROOT, Settings
 RUNNER: Final = ("python", "-P", "-m", "actors.job_runner", "--")
 # Between the last line of its log and a job's end; Ray looks ten times a second.
 POLL_S: Final = 0.1
-# Folders of this name in a working_dir would stand in for the platform's own, in the job and in its measurer.
+# A job has 2 s to end by itself, and Ray kills what is left of it after 3 s.
+STOP_TIMEOUT_S: Final = 30.0
+# Folders and modules of this name in a working_dir would stand in for the platform's own, in the job and in its measurer.
 ROOMS: Final = ("actors", "cluster")
 # It becomes a part of a URL.
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -118,11 +120,22 @@ class JobClient:
         return sorted(found, key=lambda s: (s.start_time or 0, s.job_id))
 
     def stop(self, job_id: str) -> JobState:
-        """Ask the job to end, wait until it has, and return it; one that has ended is left as it is. Raises NotFoundError."""
-        if not self.show(job_id).ended:
+        """Ask the job to end, wait until it has, and return it; one that has ended is left as it is.
+
+        Raises NotFoundError, and UnavailableError when it has not ended within STOP_TIMEOUT_S: Ray answers before it does it.
+        """
+        if not (state := self.show(job_id)).ended:
             with self._asking():
                 self._client.stop_job(job_id)
-        return self.wait(job_id)
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            while not (state := self.show(job_id)).ended:
+                if time.monotonic() >= deadline:
+                    raise UnavailableError(
+                        f"Job {job_id} was asked to end {STOP_TIMEOUT_S:.0f} s ago and is still {state.status}.",
+                        hint="Ask again; if it goes on, `sovereign logs` has what Ray says, and `sovereign down` ends every job.",
+                    )
+                time.sleep(POLL_S)
+        return state
 
     def wait(self, job_id: str) -> JobState:
         """Return the job when it has ended."""
@@ -171,8 +184,8 @@ def _sendable(folder: Path) -> Path:
     why = ""
     if not folder.is_dir():
         why = f"{folder} is no folder"
-    elif folder != PROJECT_ROOT and (hiding := [room for room in ROOMS if (folder / room).is_dir()]):
-        why = f"{folder} has a folder {hiding[0]}/, which would hide the platform's package of that name; rename it"
+    elif folder != PROJECT_ROOT and (hiding := [n for room in ROOMS for n in (room, f"{room}.py") if (folder / n).exists()]):
+        why = f"{folder} has {hiding[0]}, which would hide the platform's package of that name; rename it"
     if why:
         raise InvalidRequestError("The working folder can't be sent.", errors=[FieldError("working_dir", why)])
     return folder

@@ -56,7 +56,7 @@ class ShipperActor:
         self._backoff = Backoff(first_s=self._settings.seal_interval_s)
         self._retry_after_s = 0.0
         self._ended = threading.Event()
-        self._say(self._shipper.waiting_bytes())
+        self._say()
         threading.Thread(target=self._say_for_ever, name="backlog", daemon=True).start()
         self._exporter = _serve_metrics(self._settings, metrics_port)
         # One node looks after what others left, so that two never do.
@@ -133,25 +133,28 @@ class ShipperActor:
                 log.warning(line)
             self._retry_after_s = report.retry_after_s
         self._metrics.shipped(report)
-        self._say(report.backlog_bytes)
+        self._say()
         return report.to_dict()
 
     def _say_for_ever(self) -> None:
         while not self._ended.wait(SAY_INTERVAL_S):
             try:
-                self._say(self._shipper.waiting_bytes())
+                self._say()
             except Exception:
                 log.exception("how much waits for the lake could not be found out")
 
-    def _say(self, waiting_bytes: int) -> None:
+    def _say(self) -> None:
         """Tell every process of the node, and the metrics, how much waits."""
-        since_us = self._condition.stuck_since_us
-        stuck_s = max(0, self._clock.now_us() - since_us) / 1_000_000 if since_us else 0.0
-        self._metrics.waiting(waiting_bytes, self._settings.journal_limit_bytes, stuck_s)
-        backlog = Backlog(waiting_bytes, self._clock.monotonic_us(), since_us, self._retry_after_s)
-        # On a full disk it is not said, and after a while nobody admits anything: the disk has to be seen to in any case.
-        with self._saying, contextlib.suppress(OSError):
-            backlog.write(self._settings.journal_dir)
+        # Measured by whoever says it and said before anybody else measures: an older number never replaces a newer one.
+        with self._saying:
+            measured_us, waiting_bytes = self._clock.monotonic_us(), self._shipper.waiting_bytes()
+            since_us = self._condition.stuck_since_us
+            stuck_s = max(0, self._clock.now_us() - since_us) / 1_000_000 if since_us else 0.0
+            self._metrics.waiting(waiting_bytes, self._settings.journal_limit_bytes, stuck_s)
+            backlog = Backlog(waiting_bytes, measured_us, since_us, self._retry_after_s)
+            # On a full disk it is not said, and after a while nobody admits anything: the disk has to be seen to in any case.
+            with contextlib.suppress(OSError):
+                backlog.write(self._settings.journal_dir)
 
 
 def _serve_metrics(settings: Settings, port: int) -> ThreadingHTTPServer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from cluster.errors import UnavailableError
 
@@ -47,6 +47,9 @@ class WakeQueue:
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():  # the turn came at the same moment, and somebody else may have it
                 self._pass_on()
+            else:
+                with suppress(KeyError, ValueError):  # whoever passed a turn on may have met it first
+                    self._waiting[tenant].remove(mine)
             raise
         finally:
             self._room += 1

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import agents, audit, invoke, job, logs, nodes, status, up, usage, verify, version
+from cli import agents, audit, invoke, job, logs, nodes, policy, status, up, usage, verify, version
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -26,6 +26,7 @@ app.command()(nodes.leave)
 app.add_typer(nodes.app, name="nodes")
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
+app.add_typer(policy.app, name="policy")
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
 app.command()(usage.usage)

@@ -147,6 +147,20 @@ class PayloadTooLargeError(SovereignError):
     status = 413
 
 
+class UnsupportedMediaTypeError(SovereignError):
+    """The body is of a kind, or in an encoding, that the path does not take."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class SlowRequestError(SovereignError):
+    """The request did not come within its time."""
+
+    code = "request_timeout"
+    status = 408
+
+
 class IterationLimitError(SovereignError):
     """The agent wanted more model iterations than its policy allows."""
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cluster.errors import ConfigurationError, FieldError
 from cluster.identity.ids import GRAMMAR
+from cluster.identity.secrets import NamedSecretReferences, SecretReference
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,12 +67,17 @@ class Settings(BaseSettings):
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
+    body_timeout_s: float = Field(30.0, gt=0, description="How long a body may take to come; then the request is answered 408.")
     lake_url: str = Field(
         "", description="Where usage and audit go: a `file://` URL or `s3://bucket/prefix`; empty means `<home>/lake`."
     )
     s3_endpoint: str = Field(
         "", description="Endpoint of an S3-compatible store; empty means AWS. Credentials come from the usual AWS variables."
     )
+    s3_access_key: SecretReference = Field(
+        "", description="Where the store's access key id is, instead of the usual AWS variables: a reference to a secret."
+    )
+    s3_secret_key: SecretReference = Field("", description="Where the store's secret access key is: a reference to a secret.")
     seal_interval_s: float = Field(
         1.0, gt=0, description="How long facts wait in journals before they are sealed into a Parquet segment."
     )
@@ -87,6 +93,14 @@ class Settings(BaseSettings):
         None,
         description="A signed policy bundle to begin with, instead of the folder, which the box signs itself; its key must be pinned.",
     )
+    policy_engine: Literal["regorus", "opa"] = Field(
+        "regorus", description="What evaluates the policies: regorus in processes of the governor's own, or an OPA server."
+    )
+    opa_url: str = Field(
+        "http://127.0.0.1:8181",
+        description="The OPA server of this cluster alone, which gets the policies from the governor; https, or loopback.",
+    )
+    opa_token: SecretReference = Field("", description="Where the bearer token for the OPA server is: a reference to a secret.")
     sandbox: Literal["auto", "bubblewrap", "process"] = Field(
         "auto", description="How tools are confined; auto takes bubblewrap where it works."
     )
@@ -101,9 +115,17 @@ class Settings(BaseSettings):
     local_model_url: str = Field(
         "", description="OpenAI-compatible endpoint behind `local:` models; set by itself when `local_model` is on."
     )
+    model_keys: NamedSecretReferences = Field(
+        "",
+        description="Where the API keys of model providers are: `provider=reference`, separated by commas; others have the usual "
+        "variables.",
+    )
     otlp_endpoint: str = Field(
         "",
         description="OpenTelemetry collector that takes traces over HTTP, such as `http://127.0.0.1:4318`; empty means no tracing.",
+    )
+    otlp_headers: SecretReference = Field(
+        "", description="Where the headers for the collector are, as `name=value`, separated by commas: a reference to a secret."
     )
     trace_ratio: float = Field(
         1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from cluster.errors import ConfigurationError, FieldError
 from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
+from cluster.identity.secrets import named_references, usual_secrets
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
@@ -21,8 +23,10 @@ from cluster.settings import Settings
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from cluster.admission.bundle import PolicyBundle
     from cluster.admission.bundle_keys import KeyRing
     from cluster.admission.bundle_opener import BundleOpener
+    from cluster.admission.policy_engine import PolicyEngine
     from cluster.admission.registrar import Registrar
     from cluster.agents.brain import Brain
     from cluster.agents.middleware import OnRefusal
@@ -51,7 +55,13 @@ def open_object_store(settings: Settings) -> ObjectStore:
     if url.scheme == "s3" and url.netloc:
         from cluster.storage.s3_object_store import S3ObjectStore
 
-        return S3ObjectStore(url.netloc, url.path, endpoint=settings.s3_endpoint)
+        if bool(settings.s3_access_key) != bool(settings.s3_secret_key):
+            raise ConfigurationError(
+                "The lake's store has half of its credentials.", hint="Set SOVEREIGN_S3_ACCESS_KEY and SOVEREIGN_S3_SECRET_KEY."
+            )
+        references = [r for r in (settings.s3_access_key, settings.s3_secret_key) if r]
+        credentials = [usual_secrets().resolve(r) for r in references]
+        return S3ObjectStore(url.netloc, url.path, endpoint=settings.s3_endpoint, credentials=credentials)
     raise ConfigurationError(
         "The lake has no place.",
         errors=[FieldError("SOVEREIGN_LAKE_URL", f"must be file:///folder or s3://bucket/prefix; got {settings.lake!r}")],
@@ -76,8 +86,10 @@ def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[
     from cluster.agents.sqlite_checkpointer import SqliteCheckpointStore
 
     spec, conversations = record.spec, checkpoint_path(settings, record)
+    reference = named_references(settings.model_keys).get(spec.model.partition(":")[0])
+    api_key = usual_secrets().resolve(reference) if reference else None
     return Brain(
-        build_model(spec.model, local_model_url=settings.local_model_url),
+        build_model(spec.model, local_model_url=settings.local_model_url, api_key=api_key),
         _build_tools(settings, record, egress_hosts),
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
@@ -243,9 +255,27 @@ def policy_ring(settings: Settings) -> KeyRing:
 def open_bundles(settings: Settings) -> BundleOpener:
     """Return what opens policy bundles, by the keys that are pinned when it does."""
     from cluster.admission.bundle_opener import BundleOpener
+
+    # Tried by the embedded engine also where OPA decides: OPA gets nothing that was not found good.
+    elsewhere = partial(open_policy_engine, settings) if settings.policy_engine != "regorus" else None
+    return BundleOpener(lambda: policy_ring(settings), embedded_policy_engine, elsewhere)
+
+
+def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine:
+    """Return what evaluates `bundle`; raises ConfigurationError when it can't be taken."""
+    if settings.policy_engine == "opa":
+        from cluster.admission.opa_policy_engine import OpaPolicyEngine
+
+        token = usual_secrets().resolve(settings.opa_token) if settings.opa_token else None
+        return OpaPolicyEngine(bundle, settings.opa_url, token=token)
+    return embedded_policy_engine(bundle)
+
+
+def embedded_policy_engine(bundle: PolicyBundle) -> PolicyEngine:
+    """Return the embedded engine over `bundle`, whatever the settings choose; raises ConfigurationError."""
     from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 
-    return BundleOpener(lambda: policy_ring(settings), RegorusPolicyEngine)
+    return RegorusPolicyEngine(bundle)
 
 
 def open_journal(settings: Settings, writer_id: str) -> JournalWriter:
@@ -297,6 +327,13 @@ def build_shipper(settings: Settings) -> Shipper:
     store = open_object_store(settings)
     writer = open_journal(settings, f"shipper.{node_name(settings)}")
     return Shipper(settings.journal_dir, store, writer=writer, clock=SystemClock())
+
+
+def check_secrets(settings: Settings) -> None:
+    """Raise ConfigurationError when a secret that the settings name can't be read here, before anything rests on it."""
+    single = (settings.s3_access_key, settings.s3_secret_key, settings.otlp_headers, settings.opa_token)
+    for reference in (*filter(None, single), *named_references(settings.model_keys).values()):
+        usual_secrets().resolve(reference)
 
 
 def check_object_store(settings: Settings) -> None:

@@ -4,7 +4,6 @@
 # input: principal {tenant}, agent {the stored spec}, tools [granted at admission], state
 package sovereign.activation
 
-import data.sovereign.terms
 import rego.v1
 
 default state_passive := false
@@ -16,15 +15,17 @@ default tools_still_granted := false
 tools_still_granted if {
 	is_array(input.tools)
 	every tool in input.tools {
-		data.catalog.tools[tool]
-		tool in terms.following_tools
+		tool in data.sovereign.tool_call.callable_tools
 	}
 }
 
-checks := object.union(terms.checks, {
-	"state_passive": state_passive,
-	"tools_still_granted": tools_still_granted,
-})
+checks := object.union_n([
+	data.sovereign.terms.checks,
+	data.sovereign.data_access.declared_checks,
+	data.sovereign.region.declared_checks,
+	data.sovereign.compliance.declared_checks,
+	{"state_passive": state_passive, "tools_still_granted": tools_still_granted},
+])
 
 default allow := false
 
@@ -43,7 +44,7 @@ own_failures["tools_still_granted"] := sprintf(
 	[concat(", ", sort(lost))],
 ) if {
 	not tools_still_granted
-	lost := {t | some t in input.tools; not t in terms.following_tools}
+	lost := {t | some t in input.tools; not t in data.sovereign.tool_call.callable_tools}
 }
 
 default tools := []
@@ -53,7 +54,13 @@ tools := sort(input.tools) if allow
 decision := {
 	"allow": allow,
 	"checks": checks,
-	"failures": object.union(terms.failures, own_failures),
+	"failures": object.union_n([
+		data.sovereign.terms.failures,
+		data.sovereign.data_access.declared_failures,
+		data.sovereign.region.declared_failures,
+		data.sovereign.compliance.declared_failures,
+		own_failures,
+	]),
 	"obligations": [],
 	"tools": tools,
 }

@@ -1,12 +1,12 @@
 package sovereign.activation_test
 
-import data.sovereign.activation
-import data.sovereign.terms_test
 import rego.v1
 
-good := object.union(terms_test.good, {"tools": ["search"], "state": "passive"})
+good := object.union(data.sovereign.terms_test.good, {"tools": ["search"], "state": "passive"})
 
-decided(doc) := answer if answer := activation.decision with input as doc with data.catalog as terms_test.catalog
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
+
+decided_by(doc, catalog) := answer if answer := data.sovereign.activation.decision with input as doc with data.catalog as catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 
@@ -20,15 +20,15 @@ test_revoked_agent_does_not_wake if failed(object.union(good, {"state": "revoked
 test_agent_without_a_state_does_not_wake if failed(object.remove(good, ["state"])) == {"state_passive"}
 
 test_lost_capability_does_not_wake if {
-	lost := object.union(terms_test.catalog, {"plans": {"small": {"capabilities": ["forecast"]}}})
-	answer := activation.decision with input as good with data.catalog as lost
+	lost := object.union(data.sovereign.terms_test.catalog, {"plans": {"small": {"capabilities": ["forecast"]}}})
+	answer := decided_by(good, lost)
 	answer.allow == false
 	answer.checks.capability_allowed == false
 }
 
 test_lost_tool_does_not_wake if {
-	lost := object.union(terms_test.catalog, {"capabilities": {"research": {"tools": ["report"]}}})
-	answer := activation.decision with input as good with data.catalog as lost
+	lost := object.union(data.sovereign.terms_test.catalog, {"capabilities": {"research": {"tools": ["report"]}}})
+	answer := decided_by(good, lost)
 	answer.checks.tools_still_granted == false
 	contains(answer.failures.tools_still_granted, "search")
 }

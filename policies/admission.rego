@@ -3,7 +3,6 @@
 # input: principal {tenant, project, subject, scopes}, agent {the declared spec, without its texts and labels}
 package sovereign.admission
 
-import data.sovereign.terms
 import rego.v1
 
 default registration_allowed := false
@@ -17,10 +16,13 @@ agent_named if {
 	input.agent.agent_id != ""
 }
 
-checks := object.union(terms.checks, {
-	"registration_allowed": registration_allowed,
-	"agent_named": agent_named,
-})
+checks := object.union_n([
+	data.sovereign.terms.checks,
+	data.sovereign.data_access.declared_checks,
+	data.sovereign.region.declared_checks,
+	data.sovereign.compliance.declared_checks,
+	{"registration_allowed": registration_allowed, "agent_named": agent_named},
+])
 
 default allow := false
 
@@ -44,12 +46,18 @@ obligations contains obligation if {
 
 default tools := set()
 
-tools := terms.wanted_tools if allow
+tools := data.sovereign.terms.wanted_tools if allow
 
 decision := {
 	"allow": allow,
 	"checks": checks,
-	"failures": object.union(terms.failures, own_failures),
+	"failures": object.union_n([
+		data.sovereign.terms.failures,
+		data.sovereign.data_access.declared_failures,
+		data.sovereign.region.declared_failures,
+		data.sovereign.compliance.declared_failures,
+		own_failures,
+	]),
 	"obligations": sort(obligations),
 	"tools": sort(tools),
 }

@@ -1,17 +1,17 @@
 package sovereign.admission_test
 
-import data.sovereign.admission
-import data.sovereign.terms_test
 import rego.v1
 
-good := object.union(terms_test.good, {"principal": {
+good := object.union(data.sovereign.terms_test.good, {"principal": {
 	"tenant": "acme",
 	"project": "default",
 	"subject": "key:1",
 	"scopes": ["sovereign:agents:register"],
 }})
 
-decided(doc) := answer if answer := admission.decision with input as doc with data.catalog as terms_test.catalog
+decided(doc) := decided_by(doc, data.sovereign.terms_test.catalog)
+
+decided_by(doc, catalog) := answer if answer := data.sovereign.admission.decision with input as doc with data.catalog as catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 
@@ -57,7 +57,8 @@ test_each_failed_check_says_what_to_change if {
 			"cpu_milli": 1,
 			"network_access": ["inside"],
 			"data_access_level": "secret",
-			"compliance": ["HIPAA"],
+			"compliance": ["HIPAA", "GDPR"],
+			"region": "moon",
 			"max_iterations": 99,
 			"replicas": 9,
 		}),
@@ -73,3 +74,9 @@ test_obligations_come_from_capabilities if {
 }
 
 test_nothing_is_allowed_for_an_empty_input if decided({}).allow == false
+
+test_every_declared_field_is_needed if {
+	every field in object.keys(good.agent) {
+		decided(object.union(object.remove(good, ["agent"]), {"agent": object.remove(good.agent, [field])})).allow == false
+	}
+}

@@ -1,7 +1,5 @@
 package sovereign.invocation_test
 
-import data.sovereign.invocation
-import data.sovereign.terms_test
 import rego.v1
 
 good := {
@@ -10,7 +8,7 @@ good := {
 	"tenant": "acme",
 }
 
-decided(doc) := answer if answer := invocation.decision with input as doc with data.catalog as terms_test.catalog
+decided(doc) := answer if answer := data.sovereign.invocation.decision with input as doc with data.catalog as data.sovereign.terms_test.catalog
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
 

@@ -97,23 +97,6 @@ network_access_allowed if {
 	}
 }
 
-default data_access_level_allowed := false
-
-data_access_level_allowed if {
-	catalog.data_access_levels[agent.data_access_level]
-	agent.data_access_level in plan.data_access_levels
-}
-
-default compliance_supported := false
-
-compliance_supported if {
-	is_array(agent.compliance)
-	every name in agent.compliance {
-		catalog.compliance[name]
-		name in plan.compliance
-	}
-}
-
 default iterations_within_plan := false
 
 iterations_within_plan if within(agent.max_iterations, {"min": 1, "max": plan.max_iterations})
@@ -130,19 +113,20 @@ checks := {
 	"model_allowed": model_allowed,
 	"resources_within_plan": resources_within_plan,
 	"network_access_allowed": network_access_allowed,
-	"data_access_level_allowed": data_access_level_allowed,
-	"compliance_supported": compliance_supported,
 	"iterations_within_plan": iterations_within_plan,
 	"replicas_within_plan": replicas_within_plan,
 }
 
 # What to change, one sentence a check. A sentence that can't be said leaves the check failed all the same.
-failures["tenant_active"] := sprintf(
+# By itself, for other policies to say too.
+not_active := sprintf(
 	"Tenant %s is not active here. An operator adds it to tenants.yaml, or activates it there.",
 	[input.principal.tenant],
 ) if {
 	not tenant_active
 }
+
+failures["tenant_active"] := not_active if not tenant_active
 
 failures["agent_type_allowed"] := sprintf(
 	"Plan %s has no agents of type %s. Choose one of: %s.",
@@ -189,21 +173,6 @@ failures["network_access_allowed"] := sprintf(
 ) if {
 	not network_access_allowed
 	refused := {n | some n in agent.network_access; not n in plan.egress}
-}
-
-failures["data_access_level_allowed"] := sprintf(
-	"Plan %s does not include the data access level %s. Choose one of: %s.",
-	[tenant.plan, agent.data_access_level, concat(", ", plan.data_access_levels)],
-) if {
-	not data_access_level_allowed
-}
-
-failures["compliance_supported"] := sprintf(
-	"Plan %s does not support %s. Leave it out, or choose of: %s.",
-	[tenant.plan, concat(", ", sort(refused)), concat(", ", plan.compliance)],
-) if {
-	not compliance_supported
-	refused := {n | some n in agent.compliance; not n in plan.compliance}
 }
 
 failures["iterations_within_plan"] := sprintf(

@@ -72,7 +72,7 @@ def create_app(edge: Edge) -> Application:
     ]
     calls: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler, body, statuses in table:
-        endpoint = edge.route(handler, f"{method} {path}", openai=path.startswith("/v1/"))
+        endpoint = edge.route(handler, f"{method} {path}", openai=path.startswith("/v1/"), takes_body=body is not None)
         if handler == openai.chat_completions:
             calls[method, path] = endpoint
         app.add_api_route(

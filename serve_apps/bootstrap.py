@@ -37,6 +37,7 @@ READY_TIMEOUT_S = 60.0
 def start(settings: Settings, ports: Ports) -> None:
     """Create shipper, governance, model and gateway, and return when a request gets through."""
     _say("checking the object store")
+    wiring.check_secrets(settings)
     wiring.check_object_store(settings)
     wiring.ensure_first_api_key(settings)
     wiring.sign_policies(settings)
@@ -75,6 +76,7 @@ def join(settings: Settings, ports: Ports) -> None:
     of_cluster = Settings.of_this_node(_answer(governance.cluster_settings.remote()))
     # Raises where the cluster's tools are confined and this node can't confine them.
     wiring.open_sandbox(of_cluster.sandbox)
+    wiring.check_secrets(of_cluster)
     _answer(governance.admit_node.remote(settings.node, ports.node_metrics))
 
 

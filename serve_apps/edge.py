@@ -25,6 +25,7 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry import tracing
 from cluster.telemetry.metrics import Metrics
+from serve_apps.bodies import read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
 from serve_apps.problems import problem_response
@@ -60,7 +61,9 @@ class Edge:
         # Calls under way in this replica; never above settings.queue_limit.
         self.calls = 0
 
-    def route(self, handler: Handler, name: str, *, openai: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    def route(
+        self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record.
 
         `name` is the route's method and path, which its spans have.
@@ -87,6 +90,8 @@ class Edge:
 
         async def answer(request: Request, exchange: Exchange) -> Response:
             try:
+                if not takes_body:
+                    refuse_body(request)
                 response = await handler(request, exchange)
             except SovereignError as error:
                 return self.refuse(error, exchange, request.url.path, openai=openai)
@@ -99,6 +104,10 @@ class Edge:
             return response
 
         return endpoint
+
+    async def body(self, request: Request) -> bytes:
+        """Return the request's JSON bytes, within the bounds of the settings; raises what `read_body` raises."""
+        return await read_body(request, limit=self.settings.max_body_bytes, within_s=self.settings.body_timeout_s)
 
     def authenticate(self, exchange: Exchange, scope: Scope) -> Principal:
         """Return who asks; raises UnauthenticatedError, or AdmissionDeniedError when their key lacks `scope`."""

@@ -6,10 +6,10 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from actors.haproxy_launcher import REQUEST_ID
-from cluster.errors import CancelledCallError, FieldError, InvalidRequestError, PayloadTooLargeError
+from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 
@@ -76,34 +76,3 @@ class Exchange:
             wrong = FieldError("x-deadline-s", "must be a number of seconds above 0, such as 2.5")
             raise InvalidRequestError("The deadline is not valid.", errors=[wrong])
         return min(float(self.asked_deadline), longest_s)
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the request's body of at most `limit` bytes.
-
-    Raises PayloadTooLargeError as soon as it is known to be larger, InvalidRequestError for an encoded body.
-    """
-    headers = request.headers
-    if headers.get("content-encoding", "identity") != "identity":
-        raise InvalidRequestError(
-            "Encoded bodies are not taken.",
-            errors=[FieldError("content-encoding", "Send the body uncompressed.")],
-        )
-    declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-    except ClientDisconnect:
-        raise CancelledCallError("The client went away before its request was complete.") from None
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _too_large(limit: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError(f"The body is larger than {limit} bytes.", hint="Send less, or ask for a larger limit.")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.roles import Scope
 from serve_apps.edge import Edge
-from serve_apps.exchange import Exchange, read_body
+from serve_apps.exchange import Exchange
 
 MAX_PAGE = 1000
 
@@ -24,7 +24,7 @@ class NativeRoutes:
         """POST /api/v1/agents: admit an agent; 201, or 200 when the same agent is registered already."""
         edge = self._edge
         principal = edge.authenticate(exchange, Scope.AGENTS_REGISTER)
-        body = await read_body(request, edge.settings.max_body_bytes)
+        body = await edge.body(request)
         key = request.headers.get("idempotency-key", "")
         if len(key) > 255:
             raise InvalidRequestError("The Idempotency-Key has more than 255 characters.")

@@ -22,7 +22,7 @@ from cluster.telemetry.tracing import traceparent
 from serve_apps.chat import ChatRequest, chunk, completion, event
 from serve_apps.edge import Edge, now_s
 from serve_apps.event_stream import EventStream
-from serve_apps.exchange import Exchange, read_body
+from serve_apps.exchange import Exchange
 from serve_apps.problems import openai_error
 
 
@@ -37,7 +37,7 @@ class OpenAIRoutes:
         edge = self._edge
         principal = edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         edge.metrics.stage(Stage.AUTHENTICATE, exchange.lap_us())
-        body = await read_body(request, edge.settings.max_body_bytes)
+        body = await edge.body(request)
         chat = ChatRequest.parse(parse_strict_json(body, max_bytes=edge.settings.max_body_bytes))
         edge.metrics.stage(Stage.PARSE, exchange.lap_us())
         order = CallOrder(

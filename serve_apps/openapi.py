@@ -10,11 +10,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from cluster.agents.registration import RegistrationRequest
+from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (ChatRequest, RegistrationRequest)
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
+_AGENT_ID: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
 
 _SCHEMAS: Final[dict[str, Any]] = {
     "Registered": {
@@ -65,12 +67,17 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
         {
             "name": "X-Deadline-S",
             "in": "header",
-            "schema": {"type": "number"},
-            "description": "Stop the work after so many seconds.",
+            "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
+            "description": "Stop the work after so many seconds, such as 2.5.",
         }
     ],
     "list": [
-        {"name": "after", "in": "query", "schema": _TEXT, "description": "Begin after this agent id."},
+        {
+            "name": "after",
+            "in": "query",
+            "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
+            "description": "Begin after this agent id.",
+        },
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ],
 }
@@ -111,7 +118,7 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
     if "{agent_id}" in path:
-        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _TEXT})
+        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _AGENT_ID})
     if parameters:
         extra["parameters"] = parameters
     return extra

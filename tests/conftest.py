@@ -39,9 +39,15 @@ def cluster() -> Iterator[RunningCluster]:
     # One tenant more, whose jobs may have actors of their own.
     changed_policies(home, "tenants.yaml", {"free": {"plan": "trial", "active": True}})
     policies = changed_policies(home, "plans.yaml", {"trial.raw_actors": True})
-    with running_cluster(home, num_cpus=16, queue_limit=64, policy_dir=policies) as running:
+    # A secret that must come up nowhere (tests/integration/test_secrets_stay.py).
+    planted = RUN_FOLDER / "planted-key"
+    planted.touch(mode=0o600)
+    planted.write_text(f"planted-{secrets.token_hex(8)}")
+    keys = f"openai=file:{planted}"
+    with running_cluster(home, num_cpus=16, queue_limit=64, policy_dir=policies, model_keys=keys) as running:
         yield running
     shutil.rmtree(home)
+    planted.unlink()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ The input that the policy sees holds ids, names and numbers only: no instruction
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,9 @@ from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.telemetry.tracing import span
 
+# The node label that says in which region a node is, and the region of an agent that asks for none.
+REGION_LABEL: Final = "region"
+UNSPECIFIED_REGION: Final = "unspecified"
 # A bundle that lost one of these allows nothing: a check that is not made has not passed.
 _TERMS: Final = frozenset(
     {
@@ -32,7 +35,13 @@ _TERMS: Final = frozenset(
         "resources_within_plan",
         "network_access_allowed",
         "data_access_level_allowed",
+        "tools_within_data_access_level",
+        "region_allowed",
         "compliance_supported",
+        "compliance_providers",
+        "compliance_egress",
+        "compliance_regions",
+        "compliance_data_access",
         "iterations_within_plan",
         "replicas_within_plan",
     }
@@ -110,7 +119,7 @@ def decide(engine: PolicyEngine, request: AdmissionRequest) -> Decision:
         allow, failed, obligations, tools = _read(answer, request.entrypoint.checks)
     except PolicyEngineError as e:
         allow, obligations, tools = False, (), ()
-        failed = (FailedCheck("policy_engine", f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
+        failed = (FailedCheck(e.code, f"The policy gave no answer, so nothing is allowed. {e.detail}"),)
     return Decision(
         decision_id=uuid7(),
         allow=allow,
@@ -134,9 +143,9 @@ def admission_request(principal: Principal, spec: AgentSpec) -> AdmissionRequest
     return _request(ADMISSION, {"principal": who, "agent": _terms_of(spec)})
 
 
-def require_sound(engine: PolicyEngine) -> None:
+def require_sound(engine: PolicyEngine, entrypoints: Iterable[Entrypoint]) -> None:
     """Raise PolicyEngineError unless the engine answers each question, makes every check of it, and refuses what says nothing."""
-    for entrypoint in (ADMISSION, ACTIVATION, INVOCATION):
+    for entrypoint in entrypoints:
         allow, *_ = _read(engine.evaluate(entrypoint.rule, "{}"), entrypoint.checks)
         if allow:
             raise PolicyEngineError(f"{entrypoint.rule} allows what names nobody and nothing.")
@@ -174,6 +183,7 @@ def _terms_of(spec: AgentSpec) -> dict[str, Any]:
         "network_access": spec.network_access,
         "data_access_level": spec.data_access_level,
         "compliance": spec.compliance,
+        "region": dict(spec.node_labels).get(REGION_LABEL, UNSPECIFIED_REGION),
         "max_iterations": spec.max_iterations,
         "replicas": spec.max_replicas,
     }

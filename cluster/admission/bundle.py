@@ -79,7 +79,7 @@ def bundle_of(files: Mapping[str, bytes], source: str) -> PolicyBundle:
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.CSafeLoader):
     """Safe YAML in which a key can stand only once in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -70,17 +70,17 @@ def first_policy(coordination: Coordination, opener: BundleOpener, shelf: Bundle
     why = "none was ever accepted here, and none is offered"
     if accepted is not None:
         try:
-            return opener.open(shelf.read(accepted)).policy
+            return opener.start(opener.open(shelf.read(accepted)).tried)
         except SovereignError as e:
             why = f"number {accepted.number}, accepted last, can't be used: {e.detail}"
     if offered is not None:
         try:
-            policy = opener.open(offered).policy
+            tried = opener.open(offered).tried
         except BundleRefusedError as e:
             why = e.detail if accepted is None else why
         else:
-            if accepted is None or policy.number > accepted.number:
-                return policy
+            if accepted is None or tried.number > accepted.number:
+                return opener.start(tried)
     raise ConfigurationError(
         f"There is no policy bundle that may decide, so nothing is allowed: {why}",
         hint="Offer one that is signed by a pinned key and has a greater number, by SOVEREIGN_POLICY_BUNDLE.",

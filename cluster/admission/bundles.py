@@ -70,16 +70,16 @@ class Bundles:
             before = accepted_bundle(self._coordination)
             try:
                 opened = self._opener.open(artefact)
-                _require_later(opened.policy.number, before)
+                _require_later(opened.tried.number, before)
             except SovereignError as e:
                 what = {"artefact": hashlib.sha256(artefact).hexdigest()}
                 self._write(AuditOutcome.DENIED, actor, reason=e.detail, detail=what)
                 raise
-            policy = opened.policy
+            tried = opened.tried
             accepted = AcceptedBundle(
-                number=policy.number,
-                revision=policy.bundle.revision,
-                digest=policy.bundle.digest,
+                number=tried.number,
+                revision=tried.bundle.revision,
+                digest=tried.bundle.digest,
                 artefact=hashlib.sha256(artefact).hexdigest(),
                 key_id=opened.key_id,
                 actor=actor,
@@ -96,8 +96,11 @@ class Bundles:
             self._write(AuditOutcome.ALLOWED, actor, detail=detail)
             try:
                 self._shelf.keep(accepted.number, artefact)
+                policy = self._opener.start(tried)
                 self._accept(accepted)
             except SovereignError as e:
+                # An engine elsewhere may have the new one already: until it has the old one again it allows nothing.
+                self._policy.replace(self._opener.start(self._policy.now))
                 self._write(AuditOutcome.VOID, actor, reason=e.code, detail=detail)
                 raise
             self._policy.replace(policy)
@@ -127,7 +130,8 @@ class Bundles:
         with self._lock:
             accepted = accepted_bundle(self._coordination)
             if accepted is not None and accepted.digest != self._policy.now.bundle.digest:
-                self._policy.replace(self._opener.open(self._shelf.read(accepted)).policy)
+                tried = self._opener.open(self._shelf.read(accepted)).tried
+                self._policy.replace(self._opener.start(tried))
 
     def _accept(self, accepted: AcceptedBundle) -> None:
         try:

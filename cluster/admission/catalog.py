@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
 from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
@@ -20,8 +30,8 @@ def _without_repetition(names: list[str]) -> list[str]:
     return names
 
 
-_Cpu = Annotated[int, BeforeValidator(parse_cpu)]
-_Memory = Annotated[int, BeforeValidator(parse_memory)]
+_Cpu = Annotated[int, BeforeValidator(parse_cpu, json_schema_input_type=str)]
+_Memory = Annotated[int, BeforeValidator(parse_memory, json_schema_input_type=str)]
 _Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=500)]
 _Names = Annotated[list[_Text], AfterValidator(_without_repetition)]
 
@@ -47,6 +57,36 @@ class Egress(Described):
     """A place outside, as host names; "*." at the front stands for any name below."""
 
     hosts: _Names
+
+
+class Tool(Described):
+    """A tool that is shipped, with the classes of data that it gets at by itself."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class DataAccessLevel(Described):
+    """What an agent may do with data, by class."""
+
+    reads: _Names = []
+    writes: _Names = []
+
+
+class Control(_Entry):
+    """What an agent under a set of rules may have, and the clause that says so."""
+
+    clause: _Text
+    allowed: _Names
+
+
+class ComplianceSet(Described):
+    """A set of rules that an agent can be asked to keep."""
+
+    providers: Control
+    egress: Control
+    regions: Control
+    data_access_levels: Control
 
 
 class Bounds(_Entry):
@@ -82,6 +122,14 @@ class AgentLimits(_Entry):
                 raise ValueError(f"{name}.min is more than {name}.max")
             bounds[field] = {"min": low, "max": high, "min_text": show(low), "max_text": show(high)}
         return bounds
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return what stands in the file, which is turned into the fields above."""
+        fields = {"min": {"type": "string"}, "max": {"type": "string"}}
+        pair = {"type": "object", "properties": fields, "required": ["min", "max"], "additionalProperties": False}
+        both = {"cpu": pair, "memory": pair}
+        return {"type": "object", "properties": both, "required": ["cpu", "memory"], "additionalProperties": False}
 
 
 class Quota(_Entry):
@@ -141,6 +189,9 @@ class Plan(_Entry):
     egress: _Names
     data_access_levels: _Names
     compliance: _Names
+    regions: _Names
+    # How often work may be handed on from agent to agent; 0 means not at all.
+    max_delegation_depth: int = Field(ge=0, le=100)
     # Whether its jobs may create Ray actors of their own; otherwise those are found and ended.
     raw_actors: bool = False
     defaults: DefaultPolicy
@@ -165,10 +216,12 @@ class Catalog(_Entry):
     manifest: Manifest
     capabilities: dict[str, Capability]
     agent_types: dict[str, Described]
-    tools: dict[str, Described]
+    tools: dict[str, Tool]
     egress: dict[str, Egress]
-    data_access_levels: dict[str, Described]
-    compliance: dict[str, Described]
+    data_classes: dict[str, Described]
+    data_access_levels: dict[str, DataAccessLevel]
+    regions: dict[str, Described]
+    compliance: dict[str, ComplianceSet]
     models: dict[str, Described]
     plans: dict[str, Plan]
     tenants: dict[TenantId, Tenant]
@@ -184,11 +237,21 @@ class Catalog(_Entry):
         uses: list[tuple[str, str, Any]] = []
         for name, capability in self.capabilities.items():
             uses += [(f"capabilities.{name}.tools", t, self.tools) for t in capability.tools]
+        for kind in ("tools", "data_access_levels"):
+            for name, entry in getattr(self, kind).items():
+                uses += [(f"{kind}.{name}.reads", c, self.data_classes) for c in entry.reads]
+                uses += [(f"{kind}.{name}.writes", c, self.data_classes) for c in entry.writes]
+        for name, kept in self.compliance.items():
+            for field, known in (("providers", self.models), ("egress", self.egress), ("regions", self.regions)):
+                uses += [(f"compliance.{name}.{field}", n, known) for n in getattr(kept, field).allowed]
+            uses += [
+                (f"compliance.{name}.data_access_levels", n, self.data_access_levels) for n in kept.data_access_levels.allowed
+            ]
         for name, tenant in self.tenants.items():
             uses.append((f"tenants.{name}.plan", tenant.plan, self.plans))
         for name, plan in self.plans.items():
             at, defaults = f"plans.{name}", plan.defaults
-            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance"):
+            for field in ("capabilities", "agent_types", "egress", "data_access_levels", "compliance", "regions"):
                 uses += [(f"{at}.{field}", n, getattr(self, field)) for n in getattr(plan, field)]
             uses += [(f"{at}.models", m.partition(":")[0], self.models) for m in plan.models]
             uses.append((f"{at}.defaults.agent_type", defaults.agent_type, plan.agent_types))
@@ -206,3 +269,16 @@ class Catalog(_Entry):
         """Return whether the jobs of `tenant` may create Ray actors of their own."""
         known = self.tenants.get(TenantId(tenant))
         return known is not None and known.active and self.plans[known.plan].raw_actors
+
+
+def data_schemas() -> dict[str, dict[str, Any]]:
+    """Return the JSON schema of each data file, by its name without ".yaml"; what loads the files is what they are made from."""
+    schemas = {}
+    for name, field in Catalog.model_fields.items():
+        adapter: TypeAdapter[Any] = TypeAdapter(field.annotation)  # type: ignore[arg-type]  # a field of a model has one
+        schema = adapter.json_schema(mode="validation")
+        schemas[name] = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"policies/data/{name}.yaml",
+        } | schema
+    return schemas

@@ -21,6 +21,7 @@ from cluster.admission.bundles import Bundles
 from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.policy_in_force import Policy, PolicyInForce
+from cluster.admission.questions import granted_hosts
 from cluster.admission.quota_use import QuotaUse
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
@@ -308,9 +309,8 @@ class Registrar:
         )
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
-        """Return the hosts behind the names of the agent's network access, as the policy in force says."""
-        places = self._policy.now.bundle.catalog.egress
-        return tuple(h for name in record.spec.network_access if name in places for h in places[name].hosts)
+        """Return the hosts that the agent's tools may fetch from, as the policy in force says; none when it does not answer."""
+        return granted_hosts(self._policy.now.engine, record)
 
     def policy_status(self) -> dict[str, Any]:
         """Return revision, digest and number of the policy that decides here."""

@@ -41,7 +41,8 @@ class ConversationLocks:
         try:
             yield
         finally:
-            _lock(self._fd, fcntl.F_UNLCK, place)
+            if self._fd >= 0:  # closed, it let go of every lock
+                _lock(self._fd, fcntl.F_UNLCK, place)
 
     def close(self) -> None:
         """Let go of every lock."""

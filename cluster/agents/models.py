@@ -14,6 +14,7 @@ from langchain_core.language_models import BaseChatModel
 
 from cluster.agents.scripted_model import ScriptedModel
 from cluster.errors import ConfigurationError
+from cluster.identity.secrets import Secret
 
 REQUEST_TIMEOUT_S = 120.0
 # Providers whose LangChain class takes these two by these names; others keep their own defaults.
@@ -26,11 +27,13 @@ def build_model(
     local_model_url: str = "",
     script_dir: Path | None = None,
     timeout_s: float = REQUEST_TIMEOUT_S,
+    api_key: Secret | None = None,
 ) -> BaseChatModel:
     """Return the chat model that `model` ("provider:name") names.
 
-    Takes the base URL of the local OpenAI-compatible endpoint (".../v1"), the folder of `<name>.json` scripts, and the
-    longest time of one model call in seconds. Raises ConfigurationError that says which package, key or setting is missing.
+    Takes the base URL of the local OpenAI-compatible endpoint (".../v1"), the folder of `<name>.json` scripts, the longest
+    time of one model call in seconds, and the provider's key; without one LangChain looks for its usual variable.
+    Raises ConfigurationError that says which package, key or setting is missing.
     """
     provider, colon, name = model.partition(":")
     if not colon or not provider or not name:
@@ -41,7 +44,7 @@ def build_model(
         return _scripted(name, script_dir)
     if provider == "local":
         return _local(name, local_model_url, timeout_s)
-    return _provided(provider, name, timeout_s)
+    return _provided(provider, name, timeout_s, api_key)
 
 
 def _scripted(name: str, script_dir: Path | None) -> ScriptedModel:
@@ -81,10 +84,13 @@ def _local(name: str, url: str, timeout_s: float) -> BaseChatModel:
     )
 
 
-def _provided(provider: str, name: str, timeout_s: float) -> BaseChatModel:
+def _provided(provider: str, name: str, timeout_s: float, api_key: Secret | None) -> BaseChatModel:
     from langchain.chat_models import init_chat_model
+    from pydantic import SecretStr
 
     options: dict[str, Any] = {"timeout": timeout_s, "max_retries": 2} if provider in _TAKE_TIMEOUT else {}
+    if api_key is not None:
+        options["api_key"] = SecretStr(api_key.reveal())
     if provider in ("openai", "azure_openai"):
         options["stream_usage"] = True
     try:
@@ -98,5 +104,5 @@ def _provided(provider: str, name: str, timeout_s: float) -> BaseChatModel:
     except Exception as e:  # each provider has its own class for a missing key or a wrong name
         raise ConfigurationError(
             f"The model {provider}:{name[:80]} cannot be set up: {str(e)[:300]}",
-            hint="Check the provider's name, and that its API key is in the environment of the agents' nodes.",
+            hint="Check the provider's name, and that SOVEREIGN_MODEL_KEYS says where its API key is.",
         ) from None

@@ -38,6 +38,7 @@ from cluster.agents.spec import (
 )
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import AgentId
+from cluster.telemetry.redaction import holds_secret
 
 MAX_REGISTRATION_BYTES: Final = 64 << 10
 MAX_INSTRUCTIONS_CHARS: Final = 16_384
@@ -47,6 +48,12 @@ _MAX_NAMES: Final = 64
 def _without_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not hold the character NUL")
+    return text
+
+
+def _without_secret(text: str) -> str:
+    if holds_secret(text):
+        raise ValueError("must not hold a key or a token: what is registered is kept and shown")
     return text
 
 
@@ -67,10 +74,18 @@ _ModelName = Annotated[
     str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_-]{0,31}:[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")
 ]
 _LabelName = Annotated[str, StringConstraints(strict=True, pattern=r"^[a-z][a-z0-9_.-]{0,62}$")]
-_LabelValue = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{0,63}$")]
+_LabelValue = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_.-]{0,63}$"), AfterValidator(_without_secret)]
 _NodeLabelName = Annotated[str, StringConstraints(strict=True, pattern=f"^{NAME_PATTERN}$"), AfterValidator(_not_the_platforms)]
 _NodeLabelValue = Annotated[str, StringConstraints(strict=True, pattern=f"^{VALUE_PATTERN}$")]
-_Instructions = Annotated[str, StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS), AfterValidator(_without_nul)]
+_Instructions = Annotated[
+    str,
+    StringConstraints(strict=True, max_length=MAX_INSTRUCTIONS_CHARS),
+    AfterValidator(_without_nul),
+    AfterValidator(_without_secret),
+]
+
+# Pydantic says which keys there may be by a pattern, but not that there are no others.
+_CLOSED: Final[dict[str, Any]] = {"additionalProperties": False}
 
 
 class _Body(BaseModel):
@@ -106,9 +121,12 @@ class RegistrationRequest(_Body):
     model: _ModelName = ""
     # The system prompt.
     instructions: _Instructions = ""
-    labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32)
+    labels: dict[_LabelName, _LabelValue] = Field(default_factory=dict, max_length=32, json_schema_extra=_CLOSED)
     node_labels: dict[_NodeLabelName, _NodeLabelValue] = Field(
-        default_factory=dict, max_length=MAX_NODE_LABELS, description="Labels that a node must have for the agent to be there."
+        default_factory=dict,
+        max_length=MAX_NODE_LABELS,
+        description="Labels that a node must have for the agent to be there.",
+        json_schema_extra=_CLOSED,
     )
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
     max_replicas: int = Field(

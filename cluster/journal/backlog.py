@@ -33,6 +33,7 @@ class Backlog:
     def read(cls, directory: Path) -> Self | None:
         """Return what was said last, or None when there is nothing that can be read."""
         try:
-            return cls(**json.loads((directory / FILE_NAME).read_bytes()))
+            said = cls(**json.loads((directory / FILE_NAME).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
+        return said if all(type(value) in (int, float) for value in asdict(said).values()) else None

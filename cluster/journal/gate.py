@@ -1,7 +1,7 @@
 """Whether this node may take on anything new: only what it can record to the end, now and later.
 
 Each process asks for itself and no actor is asked: what the shipper last said in its file, and how much room the disk has,
-looked at again at most once a second. Fails closed: what is not known to have room is refused.
+looked at again at most once a second, and for each status. Fails closed: what is not known to have room is refused.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class JournalGate:
             )
 
     def status(self) -> dict[str, Any]:
-        """Return the node's condition as JSON values."""
+        """Return the node's condition as JSON values: as it is now, because other processes looked at other moments."""
+        self._look_at_us = 0
         self._look()
         backlog = self._backlog
         stuck_us = backlog.stuck_since_us if backlog else 0
@@ -102,7 +103,6 @@ class JournalGate:
         now_us = self._clock.monotonic_us()
         if now_us < self._look_at_us:
             return
-        self._look_at_us = now_us + SAMPLE_US
         self._backlog = Backlog.read(self._directory)
         self._free_bytes = _free_bytes(self._directory)
         before, self._closed = (
@@ -117,6 +117,8 @@ class JournalGate:
                 was_closed=self._closed is not None,
             ),
         )
+        # Last: a look that fails says nothing, and the next one who asks looks again.
+        self._look_at_us = now_us + SAMPLE_US
         if self._closed is not None and before is None:
             log.warning("nothing new is admitted here: %s", self._closed.why)
         elif self._closed is None and before is not None:

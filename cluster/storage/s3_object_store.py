@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -12,6 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster.errors import ConfigurationError, InvalidRequestError, NotFoundError, StorageError
+from cluster.identity.secrets import Secret
 from cluster.storage.object_store import ObjectInfo, PutOutcome, check_key
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _THROTTLED = {"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttl
 
 
 class S3ObjectStore:
-    """One bucket, or a prefix of it. Credentials come by the usual AWS chain and are held by boto3 alone."""
+    """One bucket, or a prefix of it. Credentials are held by boto3 alone."""
 
     def __init__(
         self,
@@ -35,11 +36,15 @@ class S3ObjectStore:
         prefix: str = "",
         *,
         endpoint: str = "",
+        credentials: Sequence[Secret] = (),
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> None:
-        """Speak to `endpoint` (empty: AWS); keys stand below `prefix`. Raises ConfigurationError; opens no connection."""
+        """Speak to `endpoint` (empty: AWS) with `credentials`, key id and secret key; none: those of the usual AWS chain.
+
+        Keys stand below `prefix`. Raises ConfigurationError; opens no connection.
+        """
         self.bucket = bucket
         self.prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.endpoint = endpoint
@@ -57,7 +62,8 @@ class S3ObjectStore:
             max_pool_connections=8,
         )
         try:
-            session = boto3.session.Session()
+            key_id, secret_key = [c.reveal() for c in credentials] or (None, None)
+            session = boto3.session.Session(aws_access_key_id=key_id, aws_secret_access_key=secret_key)
             region = session.region_name or "us-east-1"
             self._client: S3Client = session.client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
         except (BotoCoreError, ValueError) as e:

@@ -13,11 +13,19 @@ _KEY = (
 )
 _SECRET_NAME = re.compile(rf"{_KEY}$", re.IGNORECASE)
 # Every repetition that could be tried again from many places has a bound, so that a hostile line costs linear time.
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+# What is a secret whatever stands round it.
+_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\bsk-sov-[\w-]{1,512}"), f"sk-sov-{REDACTED}"),
     (re.compile(r"\bsk-[\w-]{16,512}"), f"sk-{REDACTED}"),
     (re.compile(r"\beyJ[\w-]{8,8192}\.[\w-]{1,8192}(?:\.[\w-]{0,8192})?"), REDACTED),
     (re.compile(r"\bAKIA[0-9A-Z]{16}\b"), REDACTED),
+    (
+        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.{0,16384}?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL),
+        REDACTED,
+    ),
+)
+_PATTERNS = (
+    *_SECRETS,
     (re.compile(r"\b(Bearer|Basic)\s{1,8}[^\s\"',;]{1,8192}", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(r"(://[^\s:/@]{0,256}):[^\s/@]{1,512}@"), rf"\1:{REDACTED}@"),
     (
@@ -30,11 +38,12 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         rf"\1{REDACTED}",
     ),
-    (
-        re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.{0,16384}?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL),
-        REDACTED,
-    ),
 )
+
+
+def holds_secret(text: str) -> bool:
+    """Return whether something in `text` is a secret by its form: a key of a known kind, a token, a private key."""
+    return any(pattern.search(text) for pattern, _ in _SECRETS)
 
 
 def redact(text: str) -> str:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
+from cluster.errors import ConfigurationError
+from cluster.identity.secrets import usual_secrets
 from cluster.settings import Settings
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ def configure_tracing(component: str, settings: Settings, dropped: Callable[[int
     # It would say for each batch what the sink says once.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     resource = Resource({"service.name": f"sovereign-{component}", "service.namespace": "sovereign"})
-    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces", timeout=SEND_TIMEOUT_S)
+    endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
+    exporter = OTLPSpanExporter(endpoint=endpoint, headers=_headers(settings), timeout=SEND_TIMEOUT_S)
     sampler = ParentBased(TraceIdRatioBased(settings.trace_ratio))
     provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
     batches = BatchSpanProcessor(Sink(exporter), max_queue_size=MAX_WAITING, schedule_delay_millis=SEND_INTERVAL_MS)
@@ -121,6 +124,17 @@ def configure_tracing(component: str, settings: Settings, dropped: Callable[[int
     _Tracing.provider = provider
     _Tracing.tracer = provider.get_tracer("sovereign")
     atexit.register(flush)
+
+
+def _headers(settings: Settings) -> dict[str, str]:
+    """Return the headers that the collector wants; raises ConfigurationError when they can't be read."""
+    if not settings.otlp_headers:
+        return {}
+    text = usual_secrets().resolve(settings.otlp_headers).reveal()
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ConfigurationError(f"The secret {settings.otlp_headers} is not `name=value`, separated by commas.")
+    return {name: value for name, _, value in pairs}
 
 
 def flush() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from tests.servers.cluster import RunningCluster, eventually
+from tests.sizes import soak
 
 REGISTRATION: dict[str, Any] = {
     "agent_id": "never",
@@ -17,6 +19,7 @@ REGISTRATION: dict[str, Any] = {
     "security_policy": {"resource_limits": {"cpu": "100m", "memory": "256Mi"}},
 }
 CHAT: dict[str, Any] = {"model": "never", "messages": [{"role": "user", "content": "x"}]}
+AS_JSON = {"content-type": "application/json"}
 DEEP = b'{"agent_id":' + b"[" * 200 + b"]" * 200 + b"}"
 
 
@@ -56,7 +59,7 @@ def refused_field(answer: httpx.Response) -> str:
 )
 def test_bytes_that_are_no_request(cluster: RunningCluster, path: str, body: bytes) -> None:
     """Threat 19. 400 says that it is the body before anything is decided, and the process lives (control: parse_strict_json)."""
-    answer = cluster.http.post(path, content=body, headers={"content-type": "application/json"})
+    answer = cluster.http.post(path, content=body, headers=AS_JSON)
     assert answer.status_code == 400, answer.text
     assert refused_field(answer) == "body", answer.text
     assert cluster.http.get("/health/live").status_code == 200
@@ -182,13 +185,48 @@ def test_an_idempotency_key_that_is_too_long(cluster: RunningCluster) -> None:
 def test_an_oversized_body_is_cut_off(cluster: RunningCluster) -> None:
     """413 as soon as it is known, whether its length was declared or it came in chunks."""
     big = b'{"x": "' + b"a" * (2 << 20) + b'"}'
-    assert cluster.http.post("/api/v1/agents", content=big).status_code == 413
+    assert cluster.http.post("/api/v1/agents", content=big, headers=AS_JSON).status_code == 413
 
     def chunks() -> Any:
         for _ in range(64):
             yield b"a" * (64 << 10)
 
-    assert cluster.http.post("/v1/chat/completions", content=chunks()).status_code == 413
+    assert cluster.http.post("/v1/chat/completions", content=chunks(), headers=AS_JSON).status_code == 413
+    assert cluster.http.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-16"])
+def test_a_body_of_another_kind_is_named(cluster: RunningCluster, kind: str) -> None:
+    """415 names the header, in the shape of its path, and nothing of the body is read."""
+    answer = cluster.http.post("/api/v1/agents", content=b"{}", headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (415, "content-type")
+    answer = cluster.http.post("/v1/chat/completions", content=b"{}", headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")
+
+
+def test_a_body_where_none_belongs(cluster: RunningCluster) -> None:
+    """It is refused, and not left for another reader to find (control: bodies.refuse_body)."""
+    answer = cluster.http.request("DELETE", "/api/v1/agents/never", json={"agent_id": "other"})
+    assert (answer.status_code, refused_field(answer)) == (400, "body")
+
+
+def test_a_gigabyte_that_nobody_asked_for_is_not_held(cluster: RunningCluster) -> None:
+    """Threat 18. A client that sends on and on costs the gateway no memory (control: bodies.read_body's running size)."""
+    host, port = cluster.replica()
+    (gateway,) = cluster.processes("ServeReplica:sovereign")
+    before, chunk = gateway.memory_info().rss, b"10000\r\n" + b"a" * (64 << 10) + b"\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {cluster.key}\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    most = before
+    with socket.create_connection((host, port), timeout=10) as raw, contextlib.suppress(OSError):
+        raw.sendall(head.encode())
+        for sent in range(soak(1_000, 16_000)):
+            raw.sendall(chunk)
+            if sent % 50 == 0:
+                most = max(most, gateway.memory_info().rss)
+    assert most - before < 32 << 20
     assert cluster.http.get("/health/live").status_code == 200
 
 
@@ -235,7 +273,7 @@ def test_a_client_cannot_set_the_time_out_of_serve(cluster: RunningCluster) -> N
 def test_a_header_of_any_bytes_is_refused_or_ignored(cluster: RunningCluster, header: str, value: bytes) -> None:
     """No header's bytes make the way in fail: the answer has our shape, an id, and a status below 500."""
     answer = cluster.http.post("/v1/chat/completions", json=CHAT, headers={header: value})
-    wanted = {"authorization": 401, "x-deadline-s": 400, "content-encoding": 400}.get(header, 404)
+    wanted = {"authorization": 401, "x-deadline-s": 400, "content-encoding": 415, "content-type": 415}.get(header, 404)
     assert answer.status_code == wanted, answer.text
     assert answer.json()["error"]["message"]
 

@@ -30,8 +30,8 @@ def opa_module() -> Any:
     return opa_bindings
 
 
-class OpaPolicyEngine:
-    """The policy-engine port over OPA."""
+class OpaOracle:
+    """The policy-engine port over OPA's engine in this process."""
 
     def __init__(self, bundle: PolicyBundle, *, extra: tuple[tuple[str, str], ...] = ()) -> None:
         self._opa = opa_module()

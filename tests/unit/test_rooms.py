@@ -15,6 +15,7 @@ ROOMS = ("cluster", "actors", "serve_apps", "cli")
 # Where the environment may be touched besides cluster/settings.py, and why.
 ENVIRONMENT = {
     "cluster/settings.py": "the one place where settings are read",
+    "cluster/identity/secrets.py": "reads the variables that references to secrets name",
     "actors/topology.py": "hands the operator's environment on to the processes that it starts",
     "actors/joined_node.py": "hands the operator's environment on to the processes that it starts",
     "actors/ray_internals.py": "tells Ray how to authenticate, which it reads from nowhere else",

@@ -354,3 +354,80 @@ async def test_a_tenant_that_is_no_longer_active_gets_no_ticket_for_a_live_agent
         with pytest.raises(Exception, match="can't be called") as refused:
             registrar.check_invocation(who, AGENT)
         assert [e.field for e in refused.value.errors] == [check]  # type: ignore[attr-defined]  # AdmissionDeniedError has them
+
+
+def _drains_slowly(handle: Handle) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let the end of a process wait for a call that runs; returns when it waits, and what ends the call."""
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    async def drained(within_s: float, only_idle: bool) -> bool:
+        waiting.set()
+        await go_on.wait()
+        return True
+
+    handle.drain = SimpleNamespace(remote=drained)
+    return waiting, go_on
+
+
+async def test_a_call_to_an_agent_whose_node_is_drained_ends_no_call_that_runs_there(
+    settings: Settings, registrar: Registrar, ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for those, and wakes the agent anew; the process that drains is not taken for one that nobody knows."""
+    handle = ray.actors[process(registrar)] = Handle(answers(AGENT, 1))
+    found = await processes(settings, registrar)
+    await found.recover()
+    waiting, go_on = _drains_slowly(handle)
+    ending = asyncio.ensure_future(found.end_all())
+    await asyncio.wait_for(waiting.wait(), 10)
+    begun: list[int] = []
+    begin = registrar.begin_start
+
+    def begins(tenant: TenantId, agent: AgentId) -> Any:
+        record, generation = begin(tenant, agent)
+        begun.append(generation)
+        raise UnavailableError(f"It would start generation {generation} of {record.spec.agent_id}.")
+
+    monkeypatch.setattr(registrar, "begin_start", begins)
+    call = asyncio.ensure_future(found.resolve(TENANT, AGENT, "key:test", 0))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (ray.killed, begun, call.done()) == ([], [], False)
+    go_on.set()
+    assert await ending == 1
+    with pytest.raises(UnavailableError, match="generation 2"):
+        await call
+    assert (ray.killed, begun) == ([], [2])
+
+
+async def test_a_call_to_an_agent_that_an_earlier_governor_began_to_end_is_told_to_come_back(
+    settings: Settings, registrar: Registrar, ray: Ray
+) -> None:
+    """503 and when to retry, for as long as the last calls take: it is no conflict of the caller's."""
+    registrar.mark_draining(TENANT, AGENT, 1)
+    handle = ray.actors[process(registrar)] = Handle(answers(AGENT, 1))
+    waiting, go_on = _drains_slowly(handle)
+    found = await processes(settings, registrar)
+    await found.recover()
+    await asyncio.wait_for(waiting.wait(), 10)
+    with pytest.raises(UnavailableError, match="last calls") as refused:
+        await found.resolve(TENANT, AGENT, "key:test", 0)
+    assert refused.value.retry_after_s
+    assert ray.killed == []
+    go_on.set()
+    await asyncio.gather(*found._retiring.values())
+
+
+async def test_a_governor_that_died_while_it_drained_a_node_leaves_no_agent_there(
+    settings: Settings, registrar: Registrar, ray: Ray
+) -> None:
+    """The node says that it is drained, so the next one ends what the last one did not come to."""
+
+    async def status() -> bytes:
+        return json.dumps(json.loads(await answers(AGENT, 1)()) | {"node": "b"}).encode()
+
+    registrar.cordons.put("b", "operator:test")
+    ray.actors[process(registrar)] = Handle(status)
+    found = await processes(settings, registrar)
+    await found.recover()
+    await asyncio.gather(*found._retiring.values())
+    assert (list(found.live), ray.killed, state(registrar)) == ([], [], "passive")

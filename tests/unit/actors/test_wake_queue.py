@@ -90,3 +90,27 @@ async def test_who_gives_up_waiting_loses_nobody_a_turn() -> None:
     assert starts.began[-1] == "a4"
     async with starts.queue.turn("b"):
         pass
+
+
+async def test_who_gives_up_waiting_is_forgotten() -> None:
+    """However many come and go while one start takes long, the queue holds those who wait and nobody else."""
+    queue = WakeQueue(at_once=1, waiting=2)
+
+    async def wait() -> None:
+        async with queue.turn("acme"):
+            pass
+
+    async with queue.turn("acme"):
+        for _ in range(5):
+            waiting = asyncio.ensure_future(wait())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert sum(map(len, queue._waiting.values())) == 0
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):  # the turn was passed on before it heard of its end
+        await waiting
+    await asyncio.wait_for(wait(), 10)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
+from dataclasses import replace
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 
 from cluster.admission.admission import (
@@ -20,10 +25,9 @@ from cluster.admission.admission import (
     invocation_request,
 )
 from cluster.admission.bundle import PolicyBundle, load_bundle
-from cluster.admission.policy_engine import PolicyEngineError
-from cluster.admission.regorus_policy_engine import MAX_INPUT_CHARS, RegorusPolicyEngine
+from cluster.admission.policy_engine import MAX_INPUT_CHARS, PolicyEngineError
+from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 from cluster.agents.spec import AgentSpec
-from cluster.clock import FakeClock
 from cluster.errors import ConfigurationError
 from cluster.identity.ids import TenantId
 from cluster.identity.roles import Scope
@@ -162,44 +166,108 @@ def test_an_unclean_answer_is_a_no(answer: Any) -> None:
     assert names(decision) == ["policy_engine"]
 
 
-def test_a_late_answer_is_a_no(bundle: PolicyBundle) -> None:
-    """An evaluation that took longer than its deadline denies (threat 28)."""
-
-    class Slow(FakeClock):
-        def monotonic_us(self) -> int:
-            self.advance(600)
-            return super().monotonic_us()
-
-    question = invocation_request(principal(), "invoke", DEFAULT)
-    assert decide(RegorusPolicyEngine(bundle, clock=Slow(), deadline_us=600), question).allow
-    assert names(decide(RegorusPolicyEngine(bundle, clock=Slow(), deadline_us=599), question)) == ["policy_engine"]
+def with_rules(bundle: PolicyBundle, text: str) -> PolicyBundle:
+    """The bundle with one more rule file."""
+    return replace(bundle, modules=(*bundle.modules, ("hostile.rego", f"package sovereign.hostile\n\nimport rego.v1\n\n{text}")))
 
 
-def test_a_panic_is_a_no_and_the_next_answer_is_right(bundle: PolicyBundle) -> None:
-    """An engine that panics denies this request and is replaced before the next (threat 28)."""
+ENDLESS = "count([1 | some i in numbers.range(1, 100000); some j in numbers.range(1, 100000); i * j == 7])"
+
+
+def test_a_late_answer_is_a_no_and_the_next_one_is_right(bundle: PolicyBundle) -> None:
+    """A rule that loops is stopped at its deadline and denies by that name; other questions are answered (threat 28)."""
+    engine = RegorusPolicyEngine(with_rules(bundle, f'decision := {{"n": {ENDLESS}}}'), deadline_us=1_000_000)
+    late = decide(engine, AdmissionRequest(Entrypoint("data.sovereign.hostile.decision", frozenset()), b"{}"))
+    assert (late.allow, names(late)) == (False, ["policy_timeout"])
+    assert "1000 ms" in late.failed[0].message
+    assert decide(engine, invocation_request(principal(), "invoke", DEFAULT)).allow
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGALRM, "policy_timeout"), (signal.SIGKILL, "policy_engine")])
+def test_threads_decide_while_a_rule_loops(bundle: PolicyBundle, end: signal.Signals, code: str) -> None:
+    """An evaluation that never ends holds no other one up, and its process may end in any way: that is a no (threat 28)."""
+    engine = RegorusPolicyEngine(with_rules(bundle, f'decision := {{"n": {ENDLESS}}}'), deadline_us=60_000_000)
+    (busy,) = engine._idle
+    answers: list[str] = []
+    looping = threading.Thread(target=lambda: answers.append(_refused(engine, "data.sovereign.hostile.decision")))
+    looping.start()
+    while engine._idle:
+        pass
+    assert decide(engine, invocation_request(principal(), "invoke", DEFAULT)).allow
+    assert looping.is_alive()
+    # The alarm is what the deadline sends a minute later.
+    os.kill(busy.pid, end)
+    looping.join()
+    assert answers == [code]
+
+
+def _refused(engine: RegorusPolicyEngine, rule: str) -> str:
+    with pytest.raises(PolicyEngineError) as refused:
+        engine.evaluate(rule, "{}")
+    return refused.value.code
+
+
+def test_rules_that_never_finish_loading_are_refused(bundle: PolicyBundle) -> None:
+    """The load is stopped at its deadline, and the governor goes on without these rules (threat 28)."""
+    deep = f"decision := {'[' * 400}{']' * 400}"
+    with pytest.raises(ConfigurationError, match=r"can't be (loaded|compiled)"):
+        RegorusPolicyEngine(with_rules(bundle, deep * 50), load_deadline_us=300_000)
+    with pytest.raises(ConfigurationError, match="longer than 1 ms"):
+        RegorusPolicyEngine(bundle, load_deadline_us=1)
+
+
+def test_a_rule_that_takes_all_memory_ends_alone(bundle: PolicyBundle) -> None:
+    """Its process ends and denies; the governor has lost nothing (threat 28)."""
+    engine = RegorusPolicyEngine(with_rules(bundle, 'decision := {"n": numbers.range(1, 300000000)}'))
+    assert _refused(engine, "data.sovereign.hostile.decision") == "policy_engine"
+    assert decide(engine, invocation_request(principal(), "invoke", DEFAULT)).allow
+
+
+def test_a_process_that_died_idle_is_replaced(bundle: PolicyBundle) -> None:
+    """What the machine ended while nothing was asked of it costs no answer."""
     engine = RegorusPolicyEngine(bundle)
+    (idle,) = engine._idle
+    os.kill(idle.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, idle.pid, os.WEXITED | os.WNOWAIT)
+    assert decide(engine, invocation_request(principal(), "invoke", DEFAULT)).allow
+
+
+def test_a_fork_asks_processes_of_its_own(bundle: PolicyBundle) -> None:
+    """Parent and fork share a socket, and neither may read the other's answers."""
+    engine = RegorusPolicyEngine(bundle)
+    (before,) = engine._idle
     question = invocation_request(principal(), "invoke", DEFAULT)
-    # The engine of another thread panics when it is used here; that is the panic that was seen in real life.
-    held: list[Any] = []
-    done = threading.Event()
+    pid = os.fork()
+    if pid == 0:
+        right = decide(engine, question).allow and before.pid not in [idle.pid for idle in engine._idle]
+        engine.close()
+        os._exit(0 if right else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert decide(engine, question).allow
+    assert [idle.pid for idle in engine._idle] == [before.pid]
 
-    def lend() -> None:
-        engine.evaluate(question.entrypoint.rule, question.input_json.decode())
-        held.append(engine._of_thread.engine)
-        ready.set()
-        done.wait()
 
-    ready = threading.Event()
-    other = threading.Thread(target=lend)
-    other.start()
-    ready.wait()
-    engine._of_thread.engine = held.pop()
-    try:
-        assert names(decide(engine, question)) == ["policy_engine"]
-        assert decide(engine, question).allow
-    finally:
-        done.set()
-        other.join()
+def test_no_rule_sees_the_environment(bundle: PolicyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the governor's process holds in its environment is not in the one that evaluates."""
+    monkeypatch.setenv("PLANTED", "a-secret")
+    engine = RegorusPolicyEngine(bundle)
+    (idle,) = engine._idle
+    assert psutil.Process(idle.pid).environ() == {"LC_ALL": "C.UTF-8"}
+
+
+def test_an_engine_takes_its_processes_with_it(bundle: PolicyBundle) -> None:
+    """Closed, asked once more, or forgotten, it leaves no process behind."""
+    engine = RegorusPolicyEngine(bundle)
+    pids = [idle.pid for idle in engine._idle]
+    engine.close()
+    # A question that was under way.
+    assert engine.evaluate("data.sovereign.egress.grant", "{}") == {"hosts": []}
+    assert engine._idle == []
+    engine = RegorusPolicyEngine(bundle)
+    pids += [idle.pid for idle in engine._idle]
+    del engine
+    gc.collect()
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_every_thread_gets_right_answers(engine: RegorusPolicyEngine, bundle: PolicyBundle) -> None:

@@ -83,3 +83,14 @@ async def test_without_a_place_for_locks_there_is_no_turn(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="agent-lock"):
         await ConversationLocks(tmp_path / "file" / "agent-lock").held("c").__aenter__()
+
+
+async def test_a_turn_that_ends_after_the_locks_were_closed_ends_without_an_error(tmp_path: Path) -> None:
+    """A process that drains closes them though a last turn still runs; its lock is free by then."""
+    path = tmp_path / "agent.locks"
+    one, other = ConversationLocks(path), ConversationLocks(path)
+    async with one.held("c"):
+        one.close()
+        async with other.held("c"):
+            pass
+    other.close()

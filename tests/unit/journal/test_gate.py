@@ -100,6 +100,45 @@ def test_it_looks_once_a_second_and_tells_each_change_once(tmp_path: Path, caplo
     ]
 
 
+def test_a_status_says_what_is_and_not_what_was(tmp_path: Path) -> None:
+    """An agent's process may have looked a moment later, and refused: who then asks for the status hears the same."""
+    clock = FakeClock()
+    gate = JournalGate(tmp_path, limit_bytes=LIMIT, reserve_bytes=0, clock=clock)
+    Backlog(0, clock.monotonic_us()).write(tmp_path)
+    gate.check()
+    Backlog(LIMIT, clock.monotonic_us()).write(tmp_path)
+    said = gate.status()
+    assert (said["admits"], said["backlog_bytes"]) == (False, LIMIT)
+
+
+@pytest.mark.parametrize("text", ['{"waiting_bytes": "0", "measured_us": 0}', '{"waiting_bytes": 0, "measured_us": null}', "[]"])
+def test_what_is_no_count_is_no_reason_to_hope(tmp_path: Path, text: str) -> None:
+    """Fails closed, however often it is asked."""
+    (tmp_path / FILE_NAME).write_text(text)
+    gate = JournalGate(tmp_path, limit_bytes=LIMIT, reserve_bytes=0, clock=FakeClock())
+    for _ in range(2):
+        with pytest.raises(JournalFullError, match="shipper does not say"):
+            gate.check()
+
+
+def test_a_look_that_failed_admits_nobody_who_asks_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever went wrong: it is looked again, and not taken for an open gate."""
+
+    def fails(directory: Path) -> Backlog:
+        raise MemoryError
+
+    clock = FakeClock()
+    Backlog(LIMIT, clock.monotonic_us()).write(tmp_path)
+    gate = JournalGate(tmp_path, limit_bytes=LIMIT, reserve_bytes=0, clock=clock)
+    with monkeypatch.context() as broken:
+        broken.setattr(Backlog, "read", fails)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                gate.check()
+    with pytest.raises(JournalFullError):
+        gate.check()
+
+
 def test_the_file_is_no_journal(tmp_path: Path) -> None:
     """It lies among the journals, and nobody ships it."""
     Backlog(1, 2).write(tmp_path)

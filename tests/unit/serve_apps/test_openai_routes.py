@@ -83,7 +83,9 @@ def call(edge: Edge, gone: asyncio.Event) -> asyncio.Task[Any]:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    request = Request(
+        {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}, receive
+    )
     exchange = Exchange(request_id="r", trace_id="", authorization="")
     return asyncio.create_task(OpenAIRoutes(edge).chat_completions(request, exchange))
 

@@ -1,0 +1,92 @@
+"""The policy's other questions: what a running agent's tools may do and reach, and what agents may do to each other.
+
+What an agent may call and reach is asked when it wakes; at each call its process holds to the grant, with no policy on the
+way. A rule that gives no clean answer grants nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+
+from cluster.admission.admission import ACTIVATION, ADMISSION, INVOCATION, Entrypoint
+from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
+from cluster.agents.record import AgentRecord
+
+log = logging.getLogger(__name__)
+
+TOOL_CALL: Final = Entrypoint(
+    "data.sovereign.tool_call.decision",
+    frozenset({"tenant_active", "tool_known", "tool_granted", "tool_follows", "tool_within_data_access_level"}),
+)
+EGRESS: Final = Entrypoint(
+    "data.sovereign.egress.decision",
+    frozenset({"tenant_active", "scheme_allowed", "port_allowed", "destination_declared", "destination_allowed"}),
+)
+DELEGATION: Final = Entrypoint(
+    "data.sovereign.delegation.decision",
+    frozenset(
+        {
+            "tenant_active",
+            "same_tenant",
+            "not_itself",
+            "scopes_within_parent",
+            "tools_within_parent",
+            "egress_within_parent",
+            "data_access_within_parent",
+            "lifetime_within_parent",
+            "depth_within_plan",
+        }
+    ),
+)
+DATA_ACCESS: Final = Entrypoint(
+    "data.sovereign.data_access.decision",
+    frozenset(
+        {"tenant_active", "data_access_level_allowed", "data_class_known", "operation_known", "operation_within_level"},
+    ),
+)
+REGION: Final = Entrypoint("data.sovereign.region.decision", frozenset({"tenant_active", "region_allowed", "node_in_region"}))
+COMPLIANCE: Final = Entrypoint(
+    "data.sovereign.compliance.decision",
+    frozenset(
+        {
+            "tenant_active",
+            "compliance_supported",
+            "compliance_providers",
+            "compliance_egress",
+            "compliance_regions",
+            "compliance_data_access",
+        }
+    ),
+)
+
+# Every question, by the name of its rule file.
+ENTRYPOINTS: Final[Mapping[str, Entrypoint]] = {
+    "admission": ADMISSION,
+    "activation": ACTIVATION,
+    "invocation": INVOCATION,
+    "tool_call": TOOL_CALL,
+    "egress": EGRESS,
+    "delegation": DELEGATION,
+    "data_access": DATA_ACCESS,
+    "region": REGION,
+    "compliance": COMPLIANCE,
+}
+EGRESS_GRANT: Final = "data.sovereign.egress.grant"
+
+
+def granted_hosts(engine: PolicyEngine, record: AgentRecord) -> tuple[str, ...]:
+    """Return the hosts ("*.name" for any below) that tools of the agent may fetch from today; none without a clean answer."""
+    document = {"principal": {"tenant": record.tenant}, "agent": {"network_access": record.spec.network_access}}
+    try:
+        hosts = engine.evaluate(EGRESS_GRANT, orjson.dumps(document).decode()).get("hosts")
+    except PolicyEngineError as e:
+        log.warning("agent %s of %s reaches no host: %s", record.spec.agent_id, record.tenant, e.detail)
+        return ()
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        log.warning("agent %s of %s reaches no host: the policy's grant is no list of names", record.spec.agent_id, record.tenant)
+        return ()
+    return tuple(hosts)

@@ -1,0 +1,85 @@
+"""What /openapi.json promises holds for requests that nobody wrote: made from the document, valid and not, and sent."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.servers.cluster import RunningCluster
+from tests.sizes import soak
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import schemathesis
+    from schemathesis import GenerationMode
+    from schemathesis.config import SchemathesisConfig
+    from schemathesis.specs.openapi.checks import ignored_auth
+
+# What is refused may be too large besides.
+REFUSALS = {"expected-statuses": ["4xx"]}
+CONFIG = SchemathesisConfig.from_dict({"checks": {"negative_data_rejection": REFUSALS}})
+LIST = ("GET", "/api/v1/agents")
+ROUTES = [
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/models"),
+    ("POST", "/api/v1/agents"),
+    LIST,
+    ("GET", "/api/v1/agents/{agent_id}"),
+    ("DELETE", "/api/v1/agents/{agent_id}"),
+    ("GET", "/api/v1/status"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+]
+
+
+@pytest.fixture(scope="module")
+def document(cluster: RunningCluster) -> Any:
+    found = cluster.http.get("/openapi.json").json()
+    # A route that nobody sends made-up requests to would be one that nobody looked at.
+    assert {(method.upper(), path) for path, of in found["paths"].items() for method in of} == set(ROUTES)
+    return schemathesis.openapi.from_dict(found, config=CONFIG)
+
+
+def as_a_person_would(value: Any) -> Any:
+    """Return a body without what a schema can't forbid: 47.0 for an integer, a number that another one bounds, `9999` CPUs."""
+    if isinstance(value, dict):
+        bounded = ("min_replicas", "replicas", "resource_limits")
+        return {k: as_a_person_would(v) for k, v in value.items() if k not in bounded}
+    if isinstance(value, list):
+        return [as_a_person_would(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Those of which a request can be wrong: by a parameter or in a body.
+MAY_BE_WRONG = [(method, path) for method, path in ROUTES if method == "POST" or "{" in path or (method, path) == LIST]
+CASES = [(*route, GenerationMode.POSITIVE) for route in ROUTES] + [(*route, GenerationMode.NEGATIVE) for route in MAY_BE_WRONG]
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), CASES, ids=lambda x: getattr(x, "value", x))
+def test_made_up_requests_find_nothing(
+    cluster: RunningCluster, document: Any, method: str, path: str, mode: GenerationMode
+) -> None:
+    """No 5xx, no status or shape that the document does not have; what it allows is taken, what it forbids is refused."""
+    seen: Counter[int] = Counter()
+
+    @given(case=document[path][method].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=soak(5, 300),
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def send(case: Any) -> None:
+        case.body = as_a_person_would(case.body) if mode is GenerationMode.POSITIVE else case.body
+        response = case.call(base_url=cluster.state.http_url, headers=cluster.headers)
+        # Our own key goes with each request, so that no made-up one is ever looked at.
+        case.validate_response(response, excluded_checks=[ignored_auth])
+        seen[response.status_code] += 1
+
+    send()
+    assert seen
