@@ -47,11 +47,16 @@ class AgentProcess:
     idle_since: float | None = None
     # Where it is; empty for the node that `up` started.
     node: str = ""
+    # The gang that it belongs to, in whose place it is; empty without one.
+    gang: str = ""
 
     @classmethod
-    async def start(cls, order: StartOrder, agent_key: bytes, name: str, where: Mapping[str, str]) -> Self:
-        """Create the actor under `name`, on a node that Ray's selector `where` holds for, and wait until it answers.
+    async def start(
+        cls, order: StartOrder, agent_key: bytes, name: str, where: Mapping[str, str], place: object | None = None
+    ) -> Self:
+        """Create the actor under `name`, and wait until it answers.
 
+        It is on a node that Ray's selector `where` holds for, or at its `place` in its gang's.
         Raises what Ray raises or TimeoutError, and then nothing is left of it.
         """
         spec = order.record.spec
@@ -65,6 +70,7 @@ class AgentProcess:
             concurrency=16,
             labels=where,
             get_if_exists=False,
+            place=place,
         )
         try:
             status = json.loads(await asyncio.wait_for(handle.start.remote(agent_key), START_TIMEOUT_S))
@@ -72,12 +78,12 @@ class AgentProcess:
             kill(handle)
             raise
         host, port = status["host"], status["port"]
-        return cls(handle, name, order.key, host, port, order.generation, spec, node=status["node"])
+        return cls(handle, name, order.key, host, port, order.generation, spec, node=status["node"], gang=order.record.gang)
 
     @classmethod
-    def find(cls, name: str, key: Key, generation: int, spec: AgentSpec) -> Self:
+    def find(cls, name: str, key: Key, generation: int, spec: AgentSpec, gang: str = "") -> Self:
         """Return a process that another governor started; ValueError when there is no actor. Blocks: not for event loops."""
-        return cls(find(name), name, key, "", 0, generation, spec)
+        return cls(find(name), name, key, "", 0, generation, spec, gang=gang)
 
     async def vacate(self) -> str:
         """Let it close its agent when that has nothing to do; returns what became of it.
@@ -156,8 +162,8 @@ class AgentProcess:
 
     @property
     def resources(self) -> Resources:
-        """What it holds of the cluster."""
-        return self.spec.resources
+        """What it holds of the cluster beside what its gang holds for it."""
+        return Resources(0, 0) if self.gang else self.spec.resources
 
     def idle_for_s(self) -> float:
         """Return for how long it has had no call, by what it said last; 0 when it had one."""

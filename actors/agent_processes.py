@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from actors.agent_process import AgentProcess, Key, kill_by_name
 from actors.background import Background, Runner
+from actors.gangs import Gangs
 from actors.live_agents import LiveAgents
 from actors.lives import Lives
 from actors.nodes import KnownNodes, nodes_of_ray
@@ -28,6 +29,7 @@ from actors.wake_queue import WakeQueue
 from actors.warm_pool import WarmPool
 from cluster.admission.registrar import Registrar
 from cluster.admission.registry import LiveRow
+from cluster.agents.gang import Gang
 from cluster.agents.life import PROCESS_PREFIX
 from cluster.agents.record import AgentRecord
 from cluster.errors import (
@@ -74,6 +76,16 @@ class AgentProcesses:
             self.live, self._room, registrar=registrar, run=run, background=self._background, idle_s=settings.idle_s
         )
         self._places = Places(self._lives, self.nodes, self.pool, registrar=registrar, run=run, agent_key=self._agent_key)
+        self.gangs = Gangs(
+            self.live,
+            self.nodes,
+            self._room,
+            self._places,
+            registrar=registrar,
+            run=run,
+            start=self._start_member,
+            end=lambda ending: self._end_all(ending, []),
+        )
         self.replicas = Replicas(self.live, self, self._background)
         # Replicas whose last calls are still under way.
         self._retiring: dict[AgentProcess, asyncio.Task[None]] = {}
@@ -122,11 +134,30 @@ class AgentProcesses:
             ending = [live for live in self.live.of(key) if self.live.take(live)]
         await self._end_all(ending, [live for live in self._retiring if live.key == key])
 
+    async def replace(self, record: AgentRecord) -> None:
+        """Drain the processes of an agent's earlier spec: whoever calls meanwhile waits, and finds the one of `record`."""
+        key = (str(record.tenant), str(record.spec.agent_id))
+        self.replicas.forget(key)
+        async with self._lives.lock(key):
+            ending = [live for live in self.live.of(key) if live.generation <= record.generation and self.live.take(live)]
+            await self._end_all(ending, [live for live in self._retiring if live.key == key])
+        self.replicas.keep(key, record.spec)
+
+    async def remove_gang(self, gang: Gang) -> None:
+        """End all members of a gang that do not wake any more, and give their room back."""
+        tenant = TenantId(gang.tenant)
+        await asyncio.gather(*(self.end(tenant, AgentId(agent)) for agent in gang.agents))
+        await self.gangs.release(gang.group)
+
     async def end_on(self, node: str) -> int:
         """Drain every process on `node`, which takes no new ones any more; returns how many there were."""
         # A start from before the cordon may still arrive there; one that is later still ends when it is settled.
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
-        return await self.end_all("" if node == self.nodes.home else node)
+        place = "" if node == self.nodes.home else node
+        gangs = {(live.key[0], live.gang) for live in self.live if live.gang and live.node == place}
+        ended = await self.end_all(place)
+        await self.gangs.end_of(gangs)
+        return ended
 
     async def end_all(self, node: str | None = None) -> int:
         """Drain every process, or those on one `node`, for a stop of it; returns how many there were."""
@@ -174,6 +205,7 @@ class AgentProcesses:
                 self.nodes.learn(await self._run(nodes_of_ray))
         wanted = await self.rows_by_name()
         running = await self._run(partial(names, PROCESS_PREFIX))
+        await self.gangs.recover()
         for name in running - wanted.keys():
             log.warning("ending %s: no record stands behind it", name)
             await self._run(partial(kill_by_name, name))
@@ -209,12 +241,28 @@ class AgentProcesses:
         """Start the agent once, however many callers ask at the same time."""
         task = self._starting.get(key)
         if task is None:
-            task = self._starting[key] = asyncio.ensure_future(self._start(key, tenant, agent))
+            task = self._starting[key] = asyncio.ensure_future(self._start_with_gang(key, tenant, agent))
             task.add_done_callback(lambda _: self._starting.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _start(self, key: Key, tenant: TenantId, agent: AgentId, *, more: bool = False) -> AgentProcess:
-        """Start an agent that has no process, or with `more` one of its replicas, if there is room."""
+    async def _start_with_gang(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
+        """Start an agent, and all others of its gang if it belongs to one."""
+        record = await self._run(partial(self._registrar.get, tenant, agent))
+        if not record.gang:
+            return await self._start(key, tenant, agent)
+        await self.gangs.start(record)
+        if not (live := self.live.of(key)):
+            raise UnavailableError(f"Agent {agent} ended as soon as it had started.", hint="Retry in a moment.", retry_after_s=1)
+        return live[0]
+
+    async def _start_member(self, key: Key, place: object) -> AgentProcess:
+        """Start one member of a gang at its place, unless it runs."""
+        return await self._start(key, TenantId(key[0]), AgentId(key[1]), place=place)
+
+    async def _start(
+        self, key: Key, tenant: TenantId, agent: AgentId, *, more: bool = False, place: object | None = None
+    ) -> AgentProcess:
+        """Start an agent that has no process, or with `more` one of its replicas, if there is room, or at its `place`."""
         began_ns = time.monotonic_ns()
         async with self._lives.lock(key):
             known = self.live.of(key)
@@ -226,19 +274,22 @@ class AgentProcesses:
             if ending and len(known) + len(ending) >= ending[0].spec.max_replicas:
                 await asyncio.wait([self._ending[live] for live in ending])  # as long as a drain takes, and without a turn
             async with self._queue.turn(key[0]):
-                live = await self._start_alone(key, tenant, agent)
+                live = await self._start_alone(key, tenant, agent, place)
         self._metrics.woken((time.monotonic_ns() - began_ns) // 1_000)
         # The caller does not wait for the record: until it is written, recovery finds the generation as `starting`.
         self._background(self._settle_start(live))
         return live
 
-    async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId) -> AgentProcess:
+    async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId, place: object | None) -> AgentProcess:
         with bind(tenant=tenant, agent=agent), span("start_agent", attributes={"gen_ai.agent.id": str(agent)}):
             record, generation = await self._begin(key, tenant, agent)
             order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
             try:
-                self.nodes.require(record.spec)
-                live = await self._places.take_idle(order) or await self._fresh(order)
+                if place is None:
+                    self.nodes.require(record.spec)
+                    live = await self._places.take_idle(order) or await self._fresh(order)
+                else:
+                    live = await self._process(order, place)
             except (Exception, asyncio.CancelledError) as e:
                 await self._lives.ended(key, generation, "start_failed")
                 if isinstance(e, SovereignError | asyncio.CancelledError):
@@ -254,17 +305,21 @@ class AgentProcesses:
 
     async def _fresh(self, order: StartOrder) -> AgentProcess:
         """Return a process of its own, as soon as there is room for it."""
-        spec, life = order.record.spec, order.record.life(order.generation)
-        if life is None:
-            raise StaleGenerationError(f"Generation {order.generation} of agent {spec.agent_id} is over before it began.")
+        spec = order.record.spec
         await self._places.take_room(spec)
         try:
-            where = self.nodes.selector(spec)
-            start = AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process, where)
-            live = await self._places.while_there_is_room(start)
+            return await self._places.while_there_is_room(self._process(order))
         except BaseException:
             self._room.give(spec.resources)
             raise
+
+    async def _process(self, order: StartOrder, place: object | None = None) -> AgentProcess:
+        """Return a process that is the agent of `order`, at its `place` or where there is one."""
+        spec, life = order.record.spec, order.record.life(order.generation)
+        if life is None:
+            raise StaleGenerationError(f"Generation {order.generation} of agent {spec.agent_id} is over before it began.")
+        where = self.nodes.selector(spec)
+        live = await AgentProcess.start(order, self._agent_key(order.key, order.generation), life.process, where, place)
         self.pool.taken()
         return live
 
@@ -326,10 +381,11 @@ class AgentProcesses:
         Also a process that was just to become this agent, or another one: it says that it is not this generation.
         """
         key, tenant, agent = (row.tenant, row.agent_id), TenantId(row.tenant), AgentId(row.agent_id)
-        if exists and row.state in ("starting", "live", "draining"):
+        # One that runs an earlier spec was to be ended.
+        if exists and not row.outdated and row.state in ("starting", "live", "draining"):
             with contextlib.suppress(ValueError):  # it ended just now
                 record = await self._run(partial(self._registrar.get, tenant, agent))
-                live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec))
+                live = await self._run(partial(AgentProcess.find, row.process, key, row.generation, record.spec, record.gang))
                 if await live.adopt():
                     self._room.take(live.resources)
                     # Also when the governor that drained its node died before it came to this one.

@@ -41,6 +41,7 @@ class GovernanceClient:
         *,
         model: str | None = None,
         instructions: str | None = None,
+        budget: dict[str, int] | None = None,
         min_replicas: int | None = None,
         max_replicas: int | None = None,
         target_queue: int | None = None,
@@ -59,6 +60,7 @@ class GovernanceClient:
             "compliance_requirements": None if compliance_requirements is None else list(compliance_requirements),
             "model": model,
             "instructions": instructions,
+            "budget": budget,
             "min_replicas": min_replicas,
             "max_replicas": max_replicas,
             "target_queue": target_queue,
@@ -67,6 +69,34 @@ class GovernanceClient:
         answer = await self._governance.call("register", self._principal.to_json(), orjson.dumps(body), uuid7(), idempotency_key)
         registration: dict[str, Any] = answer["answer"]
         return registration
+
+    async def update_agent(self, body: dict[str, Any], *, if_match: str = "") -> dict[str, Any]:
+        """Make a registered agent what `body`, a whole registration, says; processes of its earlier spec are drained first.
+
+        `if_match` is the `spec_digest` that is to be changed, empty for any. Returns `{"agent": …, "changed": …}`. Raises as
+        `register_agent` does, NotFoundError, and PreconditionFailedError when the agent has another spec by now.
+        """
+        agent_id = str(body.get("agent_id", ""))
+        answer: dict[str, Any] = await self._governance.call(
+            "change", self._principal.to_json(), agent_id, orjson.dumps(body), uuid7(), if_match
+        )
+        return answer
+
+    async def register_gang(self, gang_id: str, agents: Sequence[dict[str, Any]], *, strategy: str = "pack") -> dict[str, Any]:
+        """Register several agents, all or none, which also start and go together; each of `agents` is a registration.
+
+        Returns `{"gang_id": …, "agents": […], "created": …}`. Raises as `register_agent` does, for all of them.
+        """
+        body = {"gang_id": gang_id, "agents": list(agents), "strategy": strategy}
+        answer: dict[str, Any] = await self._governance.call(
+            "register_gang", self._principal.to_json(), orjson.dumps(body), uuid7()
+        )
+        return answer
+
+    async def remove_gang(self, gang_id: str) -> dict[str, Any]:
+        """Revoke all agents of a gang; raises NotFoundError."""
+        removed: dict[str, Any] = await self._governance.call("remove_gang", self._principal.to_json(), gang_id, uuid7())
+        return removed
 
     async def show_agent(self, agent_id: str) -> dict[str, Any]:
         """Return the agent's record; raises NotFoundError."""

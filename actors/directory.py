@@ -44,8 +44,8 @@ REPLICAS_KNOWN_S = 1.0
 MAX_LINKS = 10_000
 
 
-# tenant, agent, subject: a ticket names its caller.
-LinkKey = tuple[str, str, str]
+# tenant, agent, subject, scopes: a ticket names its caller, and was given for what they might do then.
+LinkKey = tuple[str, str, str, frozenset[str]]
 
 
 @dataclass(slots=True, eq=False)
@@ -160,7 +160,7 @@ class Directory:
         self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
     ) -> bytes:
         """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
-        key = (str(principal.tenant), agent_id, principal.subject)
+        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)
@@ -177,7 +177,7 @@ class Directory:
         self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
     ) -> AgentStream:
         """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
-        key = (str(principal.tenant), agent_id, principal.subject)
+        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)

@@ -28,11 +28,12 @@ from actors.ray_internals import ControlStore
 from actors.reconciler import Reconciler
 from actors.shipper import shipper_name, start_shipper
 from cluster.admission.registrar import Registrar
+from cluster.agents.gang_request import parse_gang
 from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import parse_registration
 from cluster.agents.sandbox import SandboxWeakWarning
-from cluster.errors import NotFoundError, SovereignError, UnavailableError
+from cluster.errors import ConflictError, FieldError, NotFoundError, SovereignError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -111,6 +112,59 @@ class GovernanceActor:
         record = registration.record
         self._processes.replicas.keep((str(record.tenant), str(record.spec.agent_id)), record.spec)
         return {"answer": registration.answer, "agent": registration.record.to_public(), "created": registration.created}
+
+    @_answered
+    async def change(
+        self, principal: str, agent_id: str, body: bytes, request_id: str = "", if_match: str = ""
+    ) -> dict[str, Any]:
+        """Admit another spec for an agent or raise; processes of the earlier one are drained before this returns."""
+        await self._prepared()
+        who = Principal.from_json(principal)
+        request = parse_registration(body)
+        if request.agent_id != AgentId.parse(agent_id, "agent_id"):
+            raise ConflictError(
+                "The body names another agent than the path.", errors=[FieldError("agent_id", "must be the one of the path")]
+            )
+        self._gate.check()
+        change = partial(self._registrar.change, who, request, if_match=if_match, request_id=request_id)
+        record, changed = await asyncio.get_running_loop().run_in_executor(self._registering, tracing.in_this_trace(change))
+        if changed:
+            await self._processes.replace(record)
+        return {"agent": record.to_public(), "changed": changed}
+
+    @_answered
+    async def register_gang(self, principal: str, body: bytes, request_id: str = "") -> dict[str, Any]:
+        """Admit several agents, all or none, or raise. No process is started."""
+        await self._prepared()
+        who = Principal.from_json(principal)
+        request = parse_gang(body)
+        self._gate.check()
+        register = partial(self._registrar.register_gang, who, request, request_id=request_id)
+        records, created = await asyncio.get_running_loop().run_in_executor(self._registering, tracing.in_this_trace(register))
+        for record in records:
+            self._processes.replicas.keep((str(record.tenant), str(record.spec.agent_id)), record.spec)
+        return {"gang_id": request.gang_id, "agents": [r.spec.agent_id for r in records], "created": created}
+
+    @_answered
+    async def get_gang(self, principal: str, gang_id: str) -> dict[str, Any]:
+        """Return one gang of the caller's tenant."""
+        await self._prepared()
+        who = Principal.from_json(principal)
+        gang = await self._run(partial(self._registrar.gang, who.tenant, AgentId.parse(gang_id, "gang_id")))
+        return gang.to_public()
+
+    @_answered
+    async def remove_gang(self, principal: str, gang_id: str, request_id: str = "") -> dict[str, Any]:
+        """Revoke all agents of a gang: their processes drain and end, and their room and quota come back."""
+        await self._prepared()
+        who = Principal.from_json(principal)
+        gang_name = AgentId.parse(gang_id, "gang_id")
+        members = await self._run(partial(self._registrar.gang_members, who.tenant, gang_name))
+        gang = await self._run(partial(self._registrar.remove_gang, who.tenant, gang_name, who, request_id=request_id))
+        await self._processes.remove_gang(gang)
+        for record in members:
+            await self._run(partial(forget_conversations, self._settings, record))
+        return {"status": "removed", "gang_id": gang.gang_id, "agents": list(gang.agents)}
 
     @_answered
     async def get(self, principal: str, agent_id: str) -> dict[str, Any]:
@@ -295,6 +349,9 @@ class GovernanceActor:
         try:
             await self._run(self._registrar.recover)
             self._processes = AgentProcesses(self._settings, self._registrar, self._metrics, self._run)
+            with contextlib.suppress(RayError, OSError):  # otherwise it learns them in a moment
+                self._processes.nodes.learn(await self._run(nodes_of_ray))
+            self._registrar.know_nodes(lambda: self._processes.nodes.all)
             await self._processes.recover()
         except BaseException:
             self._registrar.close()

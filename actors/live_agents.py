@@ -30,8 +30,8 @@ class LiveAgents:
         return list(self._agents.get(key, {}).values())
 
     def spare(self, process: AgentProcess) -> bool:
-        """Whether its agent has more processes than it is to have while nobody calls."""
-        return len(self._agents.get(process.key, {})) > process.spec.min_replicas
+        """Whether its agent has more processes than it is to have while nobody calls; members of a gang stay together."""
+        return not process.gang and len(self._agents.get(process.key, {})) > process.spec.min_replicas
 
     def put(self, process: AgentProcess) -> None:
         """Add a process."""

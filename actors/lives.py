@@ -57,7 +57,7 @@ class Lives:
         """Notice the end of an agent's process when it happens, and take back one that nobody has called for long."""
 
         async def while_it_lives() -> None:
-            idle_s = math.inf if live.spec.min_replicas else self._idle_s
+            idle_s = math.inf if live.spec.min_replicas or live.gang else self._idle_s
             while live in self.live:
                 news = await live.watch(idle_s)
                 if news == "gone":

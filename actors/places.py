@@ -52,7 +52,7 @@ class Places:
 
     def fits(self, spec: AgentSpec) -> bool:
         """Return whether there is room for the agent, over all nodes and on one of those that it may be on."""
-        return self._room.fits(spec.resources) and self._nodes.have_place(spec, ((x.node, x.resources) for x in self._live))
+        return self._room.fits(spec.resources) and self._nodes.have_place(spec, ((x.node, x.spec.resources) for x in self._live))
 
     async def take_idle(self, order: StartOrder) -> AgentProcess | None:
         """Return the process of an idle agent of the same tenant and size, made this one; None when there is none to be had.

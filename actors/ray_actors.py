@@ -28,12 +28,14 @@ def create(
     on_head: bool = False,
     labels: Mapping[str, str] | None = None,
     get_if_exists: bool = True,
+    place: object | None = None,
 ) -> Handle:
     """Create a detached actor under `name`, or return the one that has it, when `get_if_exists`.
 
     It gets no runtime_env, because an actor with one of its own misses the warm pool. With `restarts` Ray starts it again
     whenever it ends; no call is ever repeated by Ray. It is on the node with `node_id` or nowhere; with `on_head` on the
     node of the control store, also when that comes back under another id; and only where Ray's selector `labels` holds.
+    `place` is one of a gang's (`placement_groups.py`), which says by itself where that is.
     """
     options: dict[str, Any] = {
         "name": name,
@@ -53,7 +55,9 @@ def create(
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
     if on_head:
         options["resources"] = {HEAD_RESOURCE: 0.001}
-    if labels:
+    if place is not None:
+        options["scheduling_strategy"] = place
+    elif labels:
         options["label_selector"] = dict(labels)
     return _exported(cls).options(**options).remote(*arguments)
 

@@ -175,7 +175,8 @@ def ray_environment(settings: Settings, ports: Ports, cluster_id: str, base: Map
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas_from + 31),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(ports.replicas_from + 32),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(ports.replicas_from + 63),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # On a machine that is busy HAProxy takes seconds to learn that a gateway goes; one that goes earlier costs a call a 502.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # What is not ready within three times this is killed, and the start fails; a machine that restarts is a busy one.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
         # What gateways say of their load, by which they are scaled; Serve's 10 s are too slow for a crowd.

@@ -51,6 +51,8 @@ class Replicas:
         """Have an agent's `min_replicas` there from now on."""
         if spec.min_replicas:
             self._kept[key] = spec
+        else:
+            self._kept.pop(key, None)
 
     def forget(self, key: Key) -> None:
         """Let an agent have no process."""

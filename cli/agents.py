@@ -1,4 +1,4 @@
-"""`sovereign agents`: register through governance, list, show, remove."""
+"""`sovereign agents`: register through governance, list, show, update, remove."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.errors import InvalidRequestError
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer(help="Register, list, show and remove agents.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Register, list, show, update and remove agents.", no_args_is_help=True, rich_markup_mode=None)
 
 AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.", show_default=False)]
 Listed = list[str] | None
@@ -96,6 +96,27 @@ def show(agent_id: AgentId, home: Home = None, as_json: Json = False) -> None:
     with ApiClient(settings_of(home)) as api:
         agent = api.request("GET", f"/api/v1/agents/{quote(agent_id, safe='')}")
     OUTPUT.result(agent, lambda console: console.print_json(data=agent))
+
+
+@app.command()
+def update(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSON or YAML file of the whole request; `-` is stdin.")],
+    if_match: Annotated[
+        str | None, typer.Option(help="Only if the agent still has this specification (its spec_digest).")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Change a registered agent to what the file says; its next call runs it as a new generation."""
+    body = read_registration(file)
+    agent_id = body.get("agent_id")
+    if not isinstance(agent_id, str) or not agent_id:
+        raise InvalidRequestError("No agent is named.", hint="Give agent_id in the file.")
+    headers = {"If-Match": if_match if if_match == "*" else f'"{if_match}"'} if if_match else {}
+    with ApiClient(settings_of(home)) as api:
+        answer = api.request("PUT", f"/api/v1/agents/{quote(agent_id, safe='')}", body=body, headers=headers)
+    words = f"{agent_id} is {answer['status']}; security clearance: {answer.get('security_clearance', '')}"
+    OUTPUT.result(answer, lambda console: console.print(words, markup=False, highlight=False))
 
 
 @app.command()

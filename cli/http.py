@@ -22,14 +22,17 @@ CONTROL_S = 45.0
 class ApiClient:
     """Calls the HTTP API of the cluster that runs under one home, and turns problem documents back into errors."""
 
-    def __init__(self, settings: Settings, *, calls: bool = False) -> None:
-        """Find the cluster of `settings`; with `calls` answers may take as long as a call of an agent may."""
+    def __init__(self, settings: Settings, *, calls: bool = False, key: str = "") -> None:
+        """Find the cluster of `settings`; with `calls` answers may take as long as a call of an agent may.
+
+        `key` is an API key to use in the place of the home's first.
+        """
         import httpx
 
         timeout_s = settings.call_timeout_s + GRACE_S if calls else CONTROL_S
 
         self._url = url_of(settings)
-        headers = {"Authorization": f"Bearer {api_key_of(settings)}"}
+        headers = {"Authorization": f"Bearer {key or api_key_of(settings)}"}
         # Loopback is never reached through a proxy that the environment names.
         self._client = httpx.Client(base_url=self._url, headers=headers, timeout=timeout_s, trust_env=False)
 
@@ -39,13 +42,25 @@ class ApiClient:
     def __exit__(self, *exc: object) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, *, body: Any = None, params: dict[str, Any] | None = None) -> Any:
-        """Send one request and return the JSON of its answer (None if empty); raises what the cluster refused with."""
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        form: dict[str, str] | None = None,
+        params: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """Send one request, with `body` as JSON or with a `form`, and return the JSON of its answer (None if empty).
+
+        Raises what the cluster refused with.
+        """
         import httpx
 
         query = {name: value for name, value in (params or {}).items() if value is not None}
         try:
-            answer = self._client.request(method, path, json=body, params=query)
+            answer = self._client.request(method, path, json=body, data=form, params=query, headers=headers)
         except httpx.HTTPError as e:
             raise self._away(e) from None
         if answer.status_code >= 400:

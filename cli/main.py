@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import agents, audit, invoke, job, logs, nodes, policy, status, up, usage, verify, version
+from cli import access_token, agents, audit, gangs, invoke, job, logs, nodes, policy, status, up, usage, verify, version
 from cli.exit_codes import ExitCode
 from cli.output import OUTPUT
 from cluster.errors import InternalError, SovereignError
@@ -27,8 +27,10 @@ app.add_typer(nodes.app, name="nodes")
 app.command()(status.status)
 app.add_typer(agents.app, name="agents")
 app.add_typer(policy.app, name="policy")
+app.add_typer(gangs.app, name="gangs")
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
+app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
 app.command()(audit.audit)
 app.command()(verify.verify)

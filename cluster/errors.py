@@ -84,6 +84,20 @@ class InvalidRequestError(SovereignError):
     status = 400
 
 
+class InvalidScopeError(SovereignError):
+    """A token was asked for with more rights than whoever asks has, or with rights that do not exist."""
+
+    code = "invalid_scope"
+    status = 400
+
+
+class UnsupportedGrantTypeError(SovereignError):
+    """A token was asked for in a way that the issuer does not know."""
+
+    code = "unsupported_grant_type"
+    status = 400
+
+
 class UnauthenticatedError(SovereignError):
     """Nobody showed who they are, or what they showed does not hold."""
 
@@ -117,6 +131,13 @@ class ConflictError(SovereignError):
 
     code = "conflict"
     status = 409
+
+
+class PreconditionFailedError(SovereignError):
+    """It has changed since the caller read it (If-Match)."""
+
+    code = "precondition_failed"
+    status = 412
 
 
 class IllegalTransitionError(ConflictError):

@@ -67,6 +67,29 @@ class Settings(BaseSettings):
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
+    public_url: str = Field(
+        "", description="URL under which clients reach the API, and issuer of its access tokens; empty means `http://host:port`."
+    )
+    token_life_s: int = Field(
+        900, ge=1, le=900, description="Life of an access token of this cluster, unless it is asked for less."
+    )
+    token_audience: str = Field("sovereign", min_length=1, description="Audience of this cluster's own access tokens.")
+    token_algorithms: str = Field(
+        "Ed25519,EdDSA,ES256,ES384,PS256,RS256", description="Signatures that access tokens may have, separated by commas."
+    )
+    token_leeway_s: int = Field(5, ge=0, le=60, description="How far an issuer's clock may be ahead of ours.")
+    oidc_issuer: str = Field(
+        "", description="Another issuer whose access tokens are taken, as its tokens name it; empty means none."
+    )
+    oidc_audience: str = Field("", description="Audience that tokens of that issuer must have.")
+    oidc_jwks_url: str = Field("", description="Where that issuer's public keys are: https, or http on this machine.")
+    oidc_tenant_claim: str = Field("tenant", min_length=1, description="Claim of that issuer's tokens that names the tenant.")
+    oidc_project_claim: str = Field(
+        "project", min_length=1, description="Claim that names the project; `default` where it is missing."
+    )
+    oidc_keys_max_age_s: int = Field(
+        3600, ge=60, le=86400, description="How long that issuer's keys are used while it is away; then its tokens are refused."
+    )
     body_timeout_s: float = Field(30.0, gt=0, description="How long a body may take to come; then the request is answered 408.")
     lake_url: str = Field(
         "", description="Where usage and audit go: a `file://` URL or `s3://bucket/prefix`; empty means `<home>/lake`."

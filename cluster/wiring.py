@@ -16,6 +16,7 @@ from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.roles import Scope
 from cluster.identity.secret_file import write_secret
 from cluster.identity.secrets import named_references, usual_secrets
+from cluster.journal.fact import Fact, Stream
 from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from cluster.agents.sandbox import Sandbox
     from cluster.coordination.coordination import Coordination
     from cluster.identity.authentication import Authenticator
+    from cluster.identity.authorization_server import AuthorizationServer, Record
+    from cluster.identity.embedded_key_set import EmbeddedKeySet
+    from cluster.identity.key_set import KeySet, TrustedIssuer
+    from cluster.identity.token_verifier import TokenVerifier
     from cluster.lake.ship import Shipper
     from cluster.storage.object_store import ObjectStore
 
@@ -161,10 +166,89 @@ def open_sandbox(kind: Literal["auto", "bubblewrap", "process"] = "auto", *, pro
 
 
 def build_authenticator(settings: Settings) -> Authenticator:
-    """Return what finds out who asks over HTTP."""
+    """Return what finds out who asks over HTTP, by API key or access token; raises ConfigurationError."""
     from cluster.identity.api_keys import ApiKeyAuthenticator
+    from cluster.identity.revocations import Revocations
+    from cluster.identity.token_authentication import TokenAuthenticator
 
-    return ApiKeyAuthenticator(open_coordination(settings), SystemClock())
+    coordination, clock = open_coordination(settings), SystemClock()
+    api_keys = ApiKeyAuthenticator(coordination, clock)
+    verifier = _token_verifier(settings, signing_keys(settings))
+    return TokenAuthenticator(api_keys, verifier, Revocations(coordination, clock), clock)
+
+
+def build_authorization_server(settings: Settings, record: Record) -> AuthorizationServer:
+    """Return the embedded issuer's side of OAuth; `record` writes its facts."""
+    from cluster.identity.api_keys import ApiKeyAuthenticator
+    from cluster.identity.authorization_server import AuthorizationServer
+    from cluster.identity.revocations import Revocations
+    from cluster.identity.token_issuer import TokenIssuer
+
+    coordination, clock, keys, ours = open_coordination(settings), SystemClock(), signing_keys(settings), _ours(settings)
+    return AuthorizationServer(
+        ours,
+        api_keys=ApiKeyAuthenticator(coordination, clock),
+        keys=keys,
+        tokens=TokenIssuer(keys, ours, clock, life_s=settings.token_life_s),
+        verifier=_token_verifier(settings, keys),
+        revocations=Revocations(coordination, clock),
+        clock=clock,
+        record=record,
+    )
+
+
+def signing_keys(settings: Settings) -> EmbeddedKeySet:
+    """Return the keys of this cluster's own access tokens, made where there are none yet."""
+    from cluster.identity.embedded_key_set import EmbeddedKeySet
+
+    return EmbeddedKeySet(settings.secret_dir / "token-keys.json", _ours(settings), SystemClock())
+
+
+def record_rotation(settings: Settings) -> None:
+    """Write to disk that the signing key is about to be rotated, in a journal of this process."""
+    from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
+
+    event = AuditEvent.new(SystemClock(), AuditAction.SIGNING_KEY_ROTATE, AuditOutcome.ALLOWED, actor="operator")
+    with open_journal(settings, process_writer_id("command")) as journal:
+        journal.append(Fact(Stream.AUDIT, event.to_body()))
+        journal.sync()
+
+
+def _ours(settings: Settings) -> TrustedIssuer:
+    from cluster.identity.key_set import TrustedIssuer
+
+    url = (settings.public_url or f"http://{settings.host}:{settings.http_port}").rstrip("/")
+    return TrustedIssuer(url, settings.token_audience, ours=True)
+
+
+def _token_verifier(settings: Settings, keys: EmbeddedKeySet) -> TokenVerifier:
+    """Return what checks tokens of this cluster, and of another issuer where one is set; raises ConfigurationError."""
+    from cluster.identity.key_set import ALGORITHMS, TrustedIssuer
+    from cluster.identity.remote_key_set import RemoteKeySet
+    from cluster.identity.token_verifier import TokenVerifier
+
+    algorithms = [name for name in settings.token_algorithms.replace(" ", "").split(",") if name]
+    if not algorithms or (unknown := sorted(set(algorithms) - set(ALGORITHMS))):
+        wrong = f"may name {', '.join(ALGORITHMS)}, at least one; got {', '.join(unknown) if algorithms else 'none'}"
+        raise ConfigurationError(
+            "Access tokens have no signature that is taken.", errors=[FieldError("SOVEREIGN_TOKEN_ALGORITHMS", wrong)]
+        )
+    key_sets: list[KeySet] = [keys]
+    if settings.oidc_issuer:
+        if not settings.oidc_audience:
+            missing = FieldError(
+                "SOVEREIGN_OIDC_AUDIENCE", "is needed with SOVEREIGN_OIDC_ISSUER: who else's tokens would be taken?"
+            )
+            raise ConfigurationError("The issuer's tokens have no audience.", errors=[missing])
+        theirs = TrustedIssuer(
+            settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_project_claim
+        )
+        key_sets.append(
+            RemoteKeySet(
+                settings.oidc_jwks_url, theirs, SystemClock(), algorithms=algorithms, max_age_s=settings.oidc_keys_max_age_s
+            )
+        )
+    return TokenVerifier(key_sets, SystemClock(), algorithms=algorithms, leeway_s=settings.token_leeway_s)
 
 
 def ensure_first_api_key(settings: Settings) -> None:

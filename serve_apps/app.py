@@ -11,12 +11,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
+from cluster.identity.authorization_server import AuthorizationServer
 from serve_apps.chat import ChatRequest
 from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
+from serve_apps.gang_routes import GangRoutes
 from serve_apps.native_routes import NativeRoutes
+from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
 
@@ -47,8 +51,8 @@ class Application:
             await response(scope, receive, send)
 
 
-def create_app(edge: Edge) -> Application:
-    """Return the gateway's ASGI application."""
+def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Application:
+    """Return the gateway's ASGI application, with the routes of OAuth where `tokens` answers them."""
     app = FastAPI(
         title="Sovereign",
         version="1",
@@ -57,15 +61,19 @@ def create_app(edge: Edge) -> Application:
         redoc_url=None,
         redirect_slashes=False,
     )
-    native, openai = NativeRoutes(edge), OpenAIRoutes(edge)
-    agent = "/api/v1/agents/{agent_id}"
+    native, gangs, openai = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge)
+    agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
     table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
         ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
         ("GET", "/v1/models", openai.models, None, (200,)),
         ("POST", "/api/v1/agents", native.register, RegistrationRequest, (201, 200)),
         ("GET", "/api/v1/agents", native.list, None, (200,)),
         ("GET", agent, native.show, None, (200,)),
+        ("PUT", agent, native.change, RegistrationRequest, (200,)),
         ("DELETE", agent, native.remove, None, (200,)),
+        ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),
+        ("GET", gang, gangs.show_gang, None, (200,)),
+        ("DELETE", gang, gangs.remove_gang, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),
@@ -87,6 +95,9 @@ def create_app(edge: Edge) -> Application:
             status_code=statuses[0],
             openapi_extra=operation(handler.__name__, path, body, statuses),
         )
+
+    if tokens is not None:
+        OAuthRoutes(edge, tokens).add_to(app)
 
     async def not_routed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404

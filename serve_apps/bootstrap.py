@@ -113,7 +113,8 @@ def _start_gateway(settings: Settings, ports: Ports) -> None:
 
     http = HTTPOptions(host=settings.host, port=ports.http, request_timeout_s=settings.call_timeout_s + 30)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
-    serve.run(deployment(settings), name="sovereign", route_prefix="/")
+    named = settings.model_copy(update={"public_url": settings.public_url or f"http://{settings.host}:{ports.http}"})
+    serve.run(deployment(named), name="sovereign", route_prefix="/")
 
 
 def _wait_until_ready(url: str) -> None:

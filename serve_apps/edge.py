@@ -15,7 +15,9 @@ from starlette.responses import Response
 from actors.directory import Directory, Governance
 from cluster.clock import Clock
 from cluster.errors import AdmissionDeniedError, InternalError, OverloadedError, SovereignError, StorageError
+from cluster.identity.access_tokens import TokenRefusedError
 from cluster.identity.authentication import Authenticator
+from cluster.identity.key_set import IssuerAwayError
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditEvent, AuditOutcome
@@ -25,13 +27,15 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry import tracing
 from cluster.telemetry.metrics import Metrics
-from serve_apps.bodies import read_body, refuse_body
+from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
 from serve_apps.problems import problem_response
 
 log = logging.getLogger(__name__)
 
+# Above what a fetch of an issuer's keys takes at most.
+ISSUER_TIMEOUT_S = 12.0
 Handler = Callable[[Request, Exchange], Awaitable[Response]]
 
 
@@ -92,7 +96,14 @@ class Edge:
             try:
                 if not takes_body:
                     refuse_body(request)
-                response = await handler(request, exchange)
+                try:
+                    response = await handler(request, exchange)
+                except IssuerAwayError as away:
+                    if away.fetch is None:
+                        raise
+                    # Nobody was let in, and nothing of the request was read: it begins again when the keys are here.
+                    await asyncio.wait((asyncio.wrap_future(away.fetch),), timeout=ISSUER_TIMEOUT_S)
+                    response = await handler(request, exchange)
             except SovereignError as error:
                 return self.refuse(error, exchange, request.url.path, openai=openai)
             except Exception:
@@ -105,16 +116,17 @@ class Edge:
 
         return endpoint
 
-    async def body(self, request: Request) -> bytes:
-        """Return the request's JSON bytes, within the bounds of the settings; raises what `read_body` raises."""
-        return await read_body(request, limit=self.settings.max_body_bytes, within_s=self.settings.body_timeout_s)
+    async def body(self, request: Request, *, limit: int = 0, kind: str = JSON) -> bytes:
+        """Return the request's bytes, within the bounds of the settings or `limit`; raises what `read_body` raises."""
+        within_s = self.settings.body_timeout_s
+        return await read_body(request, limit=limit or self.settings.max_body_bytes, within_s=within_s, kind=kind)
 
     def authenticate(self, exchange: Exchange, scope: Scope) -> Principal:
         """Return who asks; raises UnauthenticatedError, or AdmissionDeniedError when their key lacks `scope`."""
         principal = exchange.principal = self._authenticator.authenticate(exchange.authorization)
         if scope not in principal.scopes:
             raise AdmissionDeniedError(
-                f"This key may not do that: it lacks the scope {scope.value}.", hint="Ask the operator for a key that has it."
+                f"This credential may not do that: it lacks the scope {scope.value}.", hint="Use a key or token that has it."
             )
         return principal
 
@@ -122,7 +134,7 @@ class Edge:
         """Record a refusal and return it as a response; one that can't be recorded is not given, but why it can't be."""
         error = self.record(error, exchange, path)
         self.metrics.request("openai" if openai else "native", error.status)
-        return problem_response(error, openai=openai, request_id=exchange.request_id)
+        return problem_response(error, openai=openai, oauth=path.startswith("/oauth/"), request_id=exchange.request_id)
 
     def record(self, error: SovereignError, exchange: Exchange, path: str) -> SovereignError:
         """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals).
@@ -142,7 +154,7 @@ class Edge:
             object_id=path[:200],
             request_id=exchange.request_id,
             reason=error.code,
-            detail={"status": error.status, "fields": [e.field[:100] for e in error.errors][:20]},
+            detail={"status": error.status, "fields": [e.field[:100] for e in error.errors][:20]} | _why(error),
         )
         try:
             # Anybody can be refused as often as they like: that must not fill what is kept for what runs.
@@ -152,6 +164,12 @@ class Edge:
             self.metrics.refused(unrecorded.code)
             return unrecorded
         return error
+
+    def keep(self, event: AuditEvent) -> None:
+        """Write what is about to be done to disk; raises StorageError when that can't be, and then it is not to be done."""
+        self.gate.check()
+        self._journal.append(Fact(Stream.AUDIT, event.to_body()))
+        self._journal.sync()
 
     def enter_call(self) -> None:
         """Take a place for a call.
@@ -195,6 +213,11 @@ class Edge:
         self.metrics.flush()
         tracing.flush()
         self._journal.close()
+
+
+def _why(error: SovereignError) -> dict[str, str]:
+    """Return what operators learn of a refused token, and whoever sent it does not."""
+    return {"why": error.__cause__.why} if isinstance(error.__cause__, TokenRefusedError) else {}
 
 
 async def _disconnected(request: Request) -> None:

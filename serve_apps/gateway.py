@@ -75,7 +75,7 @@ class Gateway:
             clock=SystemClock(),
         )
         self._wait = LoopWait()
-        _SWITCH.app = create_app(self._edge)
+        _SWITCH.app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))
         settle(collect=True)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any, Final
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +15,8 @@ from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
 
 MAX_PAGE = 1000
+IF_MATCH_PATTERN: Final = r'\*|"[0-9a-f]{64}"'
+_IF_MATCH: Final = re.compile(IF_MATCH_PATTERN)
 
 
 class NativeRoutes:
@@ -49,7 +54,20 @@ class NativeRoutes:
     async def show(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/agents/{agent_id}: one of the caller's agents, with what is enforced on it while it lives."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
-        return _json(await self._edge.governance.call("get", principal.to_json(), request.path_params["agent_id"]))
+        agent = await self._edge.governance.call("get", principal.to_json(), request.path_params["agent_id"])
+        return _tagged(_json(agent), agent)
+
+    async def change(self, request: Request, exchange: Exchange) -> Response:
+        """PUT /api/v1/agents/{agent_id}: admit another specification for an agent; it takes effect as a new generation."""
+        edge = self._edge
+        principal = edge.authenticate(exchange, Scope.AGENTS_REGISTER)
+        body, match = await edge.body(request), _if_match(request)
+        agent_id = request.path_params["agent_id"]
+        answer = await edge.governance.call("change", principal.to_json(), agent_id, body, exchange.request_id, match)
+        agent = answer["agent"]
+        status = "changed" if answer["changed"] else "unchanged"
+        said = {"status": status, "agent_id": agent["agent_id"], "security_clearance": "validated"}
+        return _tagged(_json(said | {"spec_digest": agent["spec_digest"]}), agent)
 
     async def remove(self, request: Request, exchange: Exchange) -> Response:
         """DELETE /api/v1/agents/{agent_id}: revoke; the agent does not wake again and its quota comes back."""
@@ -71,6 +89,22 @@ class NativeRoutes:
         """GET /health/ready: governance answers too; 503 otherwise."""
         await self._edge.ready()
         return _json({"status": "ready"})
+
+
+def _if_match(request: Request) -> str:
+    """Return the digest in If-Match, "*", or nothing without one."""
+    given = request.headers.get("if-match", "")
+    if given and not _IF_MATCH.fullmatch(given):
+        raise InvalidRequestError(
+            "If-Match is not valid.",
+            errors=[FieldError("If-Match", "must be the ETag of the agent as it was read, in its quotes, or *")],
+        )
+    return given.strip('"')
+
+
+def _tagged(response: Response, agent: dict[str, Any]) -> Response:
+    response.headers["etag"] = f'"{agent["spec_digest"]}"'
+    return response
 
 
 def _json(document: object, status: int = 200) -> Response:

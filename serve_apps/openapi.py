@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
+from serve_apps.native_routes import IF_MATCH_PATTERN
 
-BODIES: Final[tuple[type[BaseModel], ...]] = (ChatRequest, RegistrationRequest)
+BODIES: Final[tuple[type[BaseModel], ...]] = (ChatRequest, RegistrationRequest, GangRequest)
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
 _AGENT_ID: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
@@ -71,6 +73,14 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
             "description": "Stop the work after so many seconds, such as 2.5.",
         }
     ],
+    "change": [
+        {
+            "name": "If-Match",
+            "in": "header",
+            "schema": {"type": "string", "pattern": f"^({IF_MATCH_PATTERN})$"},
+            "description": "The ETag of the agent as it was read; 412 when it has another specification by now.",
+        }
+    ],
     "list": [
         {
             "name": "after",
@@ -117,8 +127,11 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    if "{agent_id}" in path:
-        parameters.append({"name": "agent_id", "in": "path", "required": True, "schema": _AGENT_ID})
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": _AGENT_ID}
+        for name in ("agent_id", "gang_id")
+        if f"{{{name}}}" in path
+    ]
     if parameters:
         extra["parameters"] = parameters
     return extra

@@ -14,17 +14,27 @@ from cluster.errors import SovereignError
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-def problem_response(error: SovereignError, *, openai: bool, request_id: str) -> Response:
-    """Return the response for `error`, in OpenAI's shape when `openai`, else as application/problem+json."""
+# OAuth's own word for an error where ours is another: RFC 6749, section 5.2.
+_OAUTH_CODES = {"unauthenticated": "invalid_client", "unavailable": "temporarily_unavailable"}
+
+
+def problem_response(error: SovereignError, *, openai: bool, request_id: str, oauth: bool = False) -> Response:
+    """Return the response for `error`, in OpenAI's shape when `openai`, else as application/problem+json.
+
+    With `oauth` the problem has the two members that OAuth's clients read as well.
+    """
     headers = {"x-request-id": request_id}
     if error.status == 401:
-        headers["www-authenticate"] = 'Bearer realm="sovereign"'
+        headers["www-authenticate"] = ('Basic realm="sovereign", ' if oauth else "") + 'Bearer realm="sovereign"'
     if error.retry_after_s is not None or error.status == 429:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     if openai:
-        body, media = {"error": openai_error(error)}, "application/json"
+        body: dict[str, Any] = {"error": openai_error(error)}
+        media = "application/json"
     else:
         body, media = error.to_problem() | {"request_id": request_id}, "application/problem+json"
+        if oauth:
+            body |= {"error": _OAUTH_CODES.get(error.code, error.code), "error_description": error.detail}
     return Response(orjson.dumps(body), status_code=error.status, media_type=media, headers=headers)
 
 

@@ -18,8 +18,9 @@ from cluster.admission.policy_engine import PolicyEngine
 from cluster.admission.policy_in_force import Policy, PolicyInForce
 from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
+from cluster.agents.budget import NO_BUDGET
+from cluster.agents.holding import NOTHING
 from cluster.agents.registration import RegistrationRequest, parse_registration
-from cluster.agents.spec import Resources
 from cluster.clock import SystemClock
 from cluster.coordination.coordination import Coordination
 from cluster.coordination.journals import register_journal
@@ -114,15 +115,21 @@ def facts(home: Path) -> list[AuditEvent]:
 
 
 def assert_whole(home: Path, registrar: Registrar, tenant: TenantId = DEFAULT) -> list[str]:
-    """Check quota against rows, rows against decisions and decisions against outcomes; return the agents' ids."""
+    """Check what is held and reserved against rows, rows against decisions, those against outcomes; return the agents' ids."""
     records = registrar.list(tenant, "", 10_000)
-    held = Resources(0, 0)
+    held, reserved = NOTHING, NO_BUDGET
     for record in records:
-        held += record.spec.reserved
-    quota = registrar.quota(tenant)
-    assert quota["agents"]["used"] == sum(r.spec.max_replicas for r in records)
-    assert (quota["cpu_milli"]["used"], quota["memory_bytes"]["used"]) == (held.cpu_milli, held.memory_bytes)
+        held += record.holding
+        reserved += record.spec.budget
+    quota, budget = registrar.quota(tenant), registrar.budget(tenant)
+    assert {name: use["used"] for name, use in quota.items()} == held.to_json()
     assert all(use["used"] <= use["limit"] for use in quota.values())
+    assert {unit: use["reserved"] for unit, use in budget.items()} == reserved.to_json()
+    assert all(use["limit"] is None or use["reserved"] + use["settled"] <= use["limit"] for use in budget.values())
+    # One reservation for each row that has a budget, under the decision that the row stands on.
+    rows = {(r.decision_id, str(r.spec.agent_id), r.spec.budget) for r in records if r.spec.budget}
+    assert len(registrar.reservations(tenant)) == len(rows)
+    assert set(registrar.reservations(tenant)) == rows
 
     events = facts(home)
     allowed = {e.decision_id for e in events if e.action == AuditAction.ADMISSION_DECIDE and e.outcome is AuditOutcome.ALLOWED}

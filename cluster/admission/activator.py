@@ -22,6 +22,10 @@ from cluster.journal.audit_event import AuditAction, AuditOutcome
 _REASONS = {"start_failed": AgentEvent.START_FAILED, "drained": AgentEvent.DRAINED, "lost": AgentEvent.LOST}
 
 
+class _ChangedError(Exception):
+    """The agent has another spec than the one that was decided on."""
+
+
 class Activator:
     """The part of the registrar that agents' processes come and go by."""
 
@@ -62,8 +66,10 @@ class Activator:
 
         def attempt() -> AgentRecord:
             row = self._find(tenant, agent_id)
-            if row.record.decision_id != record.decision_id:
+            if row.record.created_us != record.created_us:
                 raise NotFoundError(f"Agent {agent_id} was removed and registered anew while it was to start.")
+            if row.record.decision_id != record.decision_id:
+                raise _ChangedError
             after = row.record.woken(process)
             # On which node is Ray's to choose: it is written when the process says where it is.
             journal = journal_entry(_writer(tenant, agent_id), after.generation, "")
@@ -74,6 +80,10 @@ class Activator:
         except PolicyChangedError as e:
             self._write(record, AgentEvent.WAKE, AuditOutcome.VOID, decision, record.generation + 1, reason=e.code)
             raise
+        except _ChangedError:
+            # Its spec is another one now, which this decision says nothing about.
+            self._write(record, AgentEvent.WAKE, AuditOutcome.VOID, decision, record.generation + 1, reason="changed meanwhile")
+            return self.begin_start(tenant, agent_id)
         self._let_start[tenant, agent_id, after.generation] = decision.digest
         self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, decision, after.generation)
         return after, after.generation

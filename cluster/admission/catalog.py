@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
 from cluster.identity.ids import TenantId
@@ -145,11 +146,29 @@ class Quota(_Entry):
         return Resources(self.cpu, self.memory)
 
 
-class DefaultResources(_Entry):
-    """The resources of an agent that declares none."""
+class BudgetBound(_Entry):
+    """What all registered agents of one tenant may reserve, with what was spent; a unit left out is not bounded."""
 
-    cpu: _Cpu
-    memory: _Memory
+    tokens: int | None = Field(None, ge=0, le=MAX_BUDGET)
+    micro_usd: int | None = Field(None, ge=0, le=MAX_BUDGET)
+
+    def of(self, unit: str) -> int | None:
+        """Return the bound of one unit; None without one."""
+        return self.tokens if unit == "tokens" else self.micro_usd
+
+
+class DefaultBudget(_Entry):
+    """The budget of an agent that declares none; a unit left out must be declared where the plan bounds it."""
+
+    tokens: int = Field(0, ge=0, le=MAX_BUDGET)
+    micro_usd: int = Field(0, ge=0, le=MAX_BUDGET)
+
+
+class DefaultResources(_Entry):
+    """The resources of an agent that declares none; one left out must be declared."""
+
+    cpu: _Cpu = 0
+    memory: _Memory = 0
 
 
 class DefaultPolicy(_Entry):
@@ -157,7 +176,8 @@ class DefaultPolicy(_Entry):
 
     agent_type: _Text
     model: _Text
-    resources: DefaultResources
+    resources: DefaultResources = DefaultResources()
+    budget: DefaultBudget = DefaultBudget()
     data_access_level: _Text
     max_iterations: int = Field(10, ge=1, le=MAX_ITERATIONS)
     network_access: _Names = []
@@ -173,6 +193,7 @@ class DefaultPolicy(_Entry):
             max_iterations=self.max_iterations,
             network_access=tuple(sorted(self.network_access)),
             compliance=tuple(sorted(self.compliance)),
+            budget=Budget(self.budget.tokens, self.budget.micro_usd),
         )
 
 
@@ -180,6 +201,7 @@ class Plan(_Entry):
     """What a tenant may register."""
 
     quota: Quota
+    budget: BudgetBound = BudgetBound()
     agent_limits: AgentLimits
     max_iterations: int = Field(ge=1, le=MAX_ITERATIONS)
     max_replicas: int = Field(ge=1, le=MAX_REPLICAS)

@@ -3,73 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
 
 import orjson
 
 from cluster.admission.catalog import Quota
+from cluster.agents.holding import NOTHING, Holding
 from cluster.agents.quantity import format_cpu, format_memory
-from cluster.agents.spec import AgentSpec, Resources
-from cluster.errors import FieldError, IntegrityError, QuotaExceededError
-
-NOTHING: Final = Resources(0, 0)
+from cluster.errors import FieldError, IntegrityError
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaUse:
     """The sum over all registered agents of one tenant, running or not; a replica counts as an agent."""
 
-    resources: Resources = NOTHING
-    agents: int = 0
+    held: Holding = NOTHING
 
-    def plus(self, spec: AgentSpec) -> QuotaUse:
-        """Return the use with `spec` registered on top."""
-        return QuotaUse(self.resources + spec.reserved, self.agents + spec.max_replicas)
-
-    def minus(self, spec: AgentSpec) -> QuotaUse:
-        """Return the use without `spec`; raises IntegrityError when it would fall below nothing."""
-        left, held = spec.reserved, self.resources
-        use = QuotaUse(
-            Resources(held.cpu_milli - left.cpu_milli, held.memory_bytes - left.memory_bytes), self.agents - spec.max_replicas
-        )
-        if min(use.agents, use.resources.cpu_milli, use.resources.memory_bytes) < 0:
-            raise IntegrityError(f"Agent {spec.agent_id} holds more of its tenant's quota than all agents together do: {self}.")
+    def changed(self, before: Holding, after: Holding) -> QuotaUse:
+        """Return the use when `after` is held in place of `before`; raises IntegrityError when it falls below nothing."""
+        use = QuotaUse(self.held - before + after)
+        if (self.held - before).least < 0:
+            raise IntegrityError(f"Agents hold more of their tenant's quota than all of its agents together do: {self}.")
         return use
 
-    def require_room(self, spec: AgentSpec, quota: Quota, tenant: str) -> None:
-        """Raise QuotaExceededError, with what is used, asked for and left, when `spec` does not fit beside this use."""
-        after = self.plus(spec)
+    def too_much(self, after: QuotaUse, quota: Quota) -> list[FieldError]:
+        """Return what `after` has above `quota`, with what is used, asked for and left.
+
+        Only of what grows: a tenant whose quota was lowered may always hold less than it does.
+        """
+        now, then = self.held.resources, after.held.resources
         rows = (
-            ("agents", after.agents, quota.agents, self.agents, str),
-            ("cpu", after.resources.cpu_milli, quota.cpu, self.resources.cpu_milli, format_cpu),
-            ("memory", after.resources.memory_bytes, quota.memory, self.resources.memory_bytes, format_memory),
+            ("agents", after.held.agents, quota.agents, self.held.agents, str),
+            ("cpu", then.cpu_milli, quota.cpu, now.cpu_milli, format_cpu),
+            ("memory", then.memory_bytes, quota.memory, now.memory_bytes, format_memory),
         )
-        errors = [
+        return [
             FieldError(
                 f"quota.{name}",
-                f"{show(used)} of {show(bound)} is used, {show(want - used)} asked for, {show(bound - used)} left",
+                f"{show(used)} of {show(bound)} is used, {show(want - used)} asked for, {show(max(0, bound - used))} left",
             )
             for name, want, bound, used, show in rows
-            if want > bound
+            if want > bound and want > used
         ]
-        if errors:
-            raise QuotaExceededError(
-                f"Agent {spec.agent_id} does not fit into the quota of tenant {tenant}; nothing was registered.",
-                hint="Ask for less, remove agents that are not needed, or have an operator raise the plan's quota.",
-                errors=errors,
-            )
 
     def to_bytes(self) -> bytes:
         """Return the value of the tenant's quota node."""
-        return orjson.dumps(
-            {"cpu_milli": self.resources.cpu_milli, "memory_bytes": self.resources.memory_bytes, "agents": self.agents}
-        )
+        return orjson.dumps(self.held.to_json())
 
     @classmethod
     def from_bytes(cls, value: bytes) -> QuotaUse:
         """Return the use that `to_bytes` wrote; raises IntegrityError for anything else."""
         try:
-            stored: dict[str, Any] = orjson.loads(value)
-            return cls(Resources(stored["cpu_milli"], stored["memory_bytes"]), stored["agents"])
+            return cls(Holding.from_json(orjson.loads(value)))
         except (KeyError, TypeError, ValueError) as e:
             raise IntegrityError(f"A stored quota can't be read: {e!r}.") from None

@@ -8,35 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.admission.activator import Activator
-from cluster.admission.admission import Decision, FailedCheck, admission_request, decide, invocation_request
+from cluster.admission.admission import Decision, decide, invocation_request
 from cluster.admission.bundle_opener import BundleOpener
 from cluster.admission.bundle_shelf import BundleShelf
 from cluster.admission.bundles import Bundles
+from cluster.admission.changes import Changes
 from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
-from cluster.admission.policy_in_force import Policy, PolicyInForce
+from cluster.admission.decisions import Decisions, denied
+from cluster.admission.gangs import Gangs
+from cluster.admission.policy_in_force import PolicyInForce
 from cluster.admission.questions import granted_hosts
-from cluster.admission.quota_use import QuotaUse
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.agents.budget import UNITS, Budget
+from cluster.agents.gang import Gang
+from cluster.agents.gang_request import GangRequest
 from cluster.agents.lifecycle import AgentEvent, AgentState
+from cluster.agents.placement import Node
 from cluster.agents.record import AgentRecord
 from cluster.agents.registration import RegistrationRequest
-from cluster.agents.spec import AgentSpec, Resources, SpecDefaults
+from cluster.agents.spec import AgentSpec
 from cluster.clock import Clock
 from cluster.coordination.coordination import Coordination
 from cluster.coordination.epochs import fence
 from cluster.errors import (
-    AdmissionDeniedError,
     ConflictError,
-    FieldError,
     NotFoundError,
     SovereignError,
     StorageError,
@@ -58,9 +63,10 @@ EPOCH_NAME: Final = f"journal.{WRITER_ID}"
 # Spelled here, because the registrar's own `list` hides the builtin inside its class.
 LiveRows = list[LiveRow]
 Kept = list[tuple[TenantId, AgentId]]
+LiveGangs = list[Gang]
+Members = list[AgentRecord]
+Reservations = list[tuple[str, str, Budget]]
 _Records = list[AgentRecord]
-# What completes a registration of a tenant that has no plan: it is refused, and nothing of it is allowed anywhere.
-_NO_PLAN: Final = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data_access_level="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,9 @@ class Registrar:
         self._journal_dir = journal_dir
         self._journal = DecisionJournal(journal, clock)
         self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
+        self._decisions = Decisions(policy, self._journal)
+        self._changes = Changes(self._registry, self._decisions, self._lock)
+        self._gangs = Gangs(coordination, self._registry, self._decisions, self._lock, clock)
         self._activator = Activator(self._registry, policy, self._journal, node=node)
         # How another policy comes into force.
         self.bundles = Bundles(
@@ -125,14 +134,11 @@ class Registrar:
         self, principal: Principal, request: RegistrationRequest, request_id: str, idempotency_key: str
     ) -> Registration:
         tenant, key = principal.tenant, digest_key(idempotency_key)
-        # One for the defaults and the decision; what is written below holds only while it is in force.
-        policy = self._policy.now
-        plan = policy.bundle.catalog.plan_of(tenant)
-        spec = request.to_spec(plan.defaults.to_spec_defaults() if plan else _NO_PLAN)
+        spec = self._decisions.spec(tenant, request)
         fingerprint = request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
             return known
-        decision = self._decide(policy, principal, spec, request_id)
+        decision = self._decisions.admit(principal, spec, request_id)
         record = AgentRecord(
             tenant=tenant,
             project=principal.project,
@@ -151,8 +157,22 @@ class Registrar:
             registration = self._look_again(record, e, request_id)
         # Not created: the same request of another thread was faster, and this decision is not what the row stands on.
         outcome, reason = (AuditOutcome.DONE, "") if registration.created else (AuditOutcome.VOID, "registered already")
-        self._outcome(record, outcome, reason, request_id)
+        self._decisions.outcome(record, outcome, reason, request_id)
         return registration
+
+    def change(
+        self, principal: Principal, request: RegistrationRequest, *, if_match: str = "", request_id: str = ""
+    ) -> tuple[AgentRecord, bool]:
+        """Make a registered agent what `request` says; returns its record, and whether anything changed.
+
+        End the processes of its earlier spec then (`Changes.change`).
+        """
+        change = partial(self._changes.change, principal, request, if_match=if_match, request_id=request_id)
+        return self.bundles.deciding_again(change)
+
+    def know_nodes(self, nodes: Callable[[], Sequence[Node]]) -> None:
+        """Ask `nodes`, from any thread, at each admission which nodes there are."""
+        self._decisions.nodes = nodes
 
     def get(self, tenant: TenantId, agent_id: AgentId) -> AgentRecord:
         """Return one agent; raises NotFoundError, also for another tenant's and for one that is being removed."""
@@ -180,30 +200,63 @@ class Registrar:
         row = self._registry.find(tenant, agent_id)
         if row is None or row.record.state is AgentState.REVOKED:
             raise not_found(agent_id)
-        decision = decide(self._policy.now.engine, invocation_request(principal, "remove", tenant))
-        outcome = AuditOutcome.ALLOWED if decision.allow else AuditOutcome.DENIED
-        self._removal(row.record, outcome, actor=principal.subject, decision=decision, request_id=request_id)
-        if not decision.allow:
+        if row.record.gang:
+            raise ConflictError(
+                f"Agent {agent_id} belongs to the gang {row.record.gang}.", hint="Remove the gang; its members go together."
+            )
+        return self._remove([row.record], principal, request_id, lambda: [self._revoke_or_delete(tenant, agent_id)])[0]
+
+    def register_gang(self, principal: Principal, request: GangRequest, *, request_id: str = "") -> tuple[_Records, bool]:
+        """Register several agents, all or none; returns them, and whether it was just now (`Gangs.register`)."""
+        register = partial(self._gangs.register, principal, request, request_id=request_id)
+        return self.bundles.deciding_again(register)
+
+    def gang(self, tenant: TenantId, gang_id: str) -> Gang:
+        """Return a gang; raises NotFoundError."""
+        return self._gangs.find(tenant, gang_id)
+
+    def gang_members(self, tenant: TenantId, gang_id: str) -> Members:
+        """Return the members of a gang that are not being removed; raises NotFoundError."""
+        return self._gangs.members(tenant, self._gangs.find(tenant, gang_id))
+
+    def gangs(self) -> LiveGangs:
+        """Return every gang of every tenant."""
+        return [*self._gangs.all()]
+
+    def remove_gang(self, tenant: TenantId, gang_id: str, principal: Principal, *, request_id: str = "") -> Gang:
+        """Revoke all members of a gang, as `remove` does one: end their processes, and let go of its place."""
+        gang = self._gangs.find(tenant, gang_id)
+        self._remove(self._gangs.members(tenant, gang), principal, request_id, lambda: self._gangs.remove(tenant, gang))
+        return gang
+
+    def _remove(self, records: _Records, principal: Principal, request_id: str, act: Callable[[], _Records]) -> _Records:
+        """Decide on the removal of each of `records`, journal it, `act`, and journal what became of it."""
+        whose = {
+            r.spec.agent_id: decide(self._policy.now.engine, invocation_request(principal, "remove", r.tenant)) for r in records
+        }
+        allowed = all(decision.allow for decision in whose.values())
+
+        def write(removed: _Records, outcome: AuditOutcome, reason: str = "") -> None:
+            for r in removed:
+                agent = r.spec.agent_id
+                self._removal(r, outcome, actor=principal.subject, decision=whose[agent], request_id=request_id, reason=reason)
+
+        write(records, AuditOutcome.ALLOWED if allowed else AuditOutcome.DENIED)
+        if not allowed:
+            agent, decision = next((a, d) for a, d in whose.items() if not d.allow)
             if any(f.name == "same_tenant" for f in decision.failed):
-                raise not_found(agent_id)
-            raise _denied(f"Agent {agent_id} can't be removed", decision)
+                raise not_found(agent)
+            raise denied(f"Agent {agent} can't be removed", decision, decision.failed)
         try:
-            with self._lock(tenant):
-                record = self._registry.retry(lambda: self._revoke_or_delete(tenant, agent_id))
+            with self._lock(records[0].tenant):
+                removed = self._registry.retry(act)
         except SovereignError as e:
             # Whether an unavailable store did it is left to recovery, which looks.
             if not isinstance(e, UnavailableError):
-                self._removal(
-                    row.record,
-                    AuditOutcome.VOID,
-                    actor=principal.subject,
-                    decision=decision,
-                    request_id=request_id,
-                    reason=e.code,
-                )
+                write(records, AuditOutcome.VOID, e.code)
             raise
-        self._removal(record, AuditOutcome.DONE, actor=principal.subject, decision=decision, request_id=request_id)
-        return record
+        write(removed, AuditOutcome.DONE)
+        return removed
 
     def check_activation(self, tenant: TenantId, agent_id: AgentId) -> Decision:
         """Return what today's policy says to waking this agent, without waking it; raises NotFoundError."""
@@ -213,7 +266,7 @@ class Registrar:
         """Return when today's policy lets the principal call its tenant's agents; raises AdmissionDeniedError."""
         decision = decide(self._policy.now.engine, invocation_request(principal, "invoke", principal.tenant))
         if not decision.allow:
-            raise _denied(f"Agent {agent_id} can't be called", decision)
+            raise denied(f"Agent {agent_id} can't be called", decision, decision.failed)
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide again, and begin one more generation of an agent; returns the record and the generation to start.
@@ -275,13 +328,29 @@ class Registrar:
 
     def quota(self, tenant: TenantId) -> dict[str, Any]:
         """Return what the tenant's agents hold of its quota, counted in CPU milli, bytes and agents."""
-        use, plan = self._registry.quota_use(tenant), self._policy.now.bundle.catalog.plan_of(tenant)
+        held, plan = self._registry.accounts.quota_use(tenant).held, self._policy.now.bundle.catalog.plan_of(tenant)
         bound = plan.quota if plan else None
         return {
-            "cpu_milli": {"used": use.resources.cpu_milli, "limit": bound.cpu if bound else 0},
-            "memory_bytes": {"used": use.resources.memory_bytes, "limit": bound.memory if bound else 0},
-            "agents": {"used": use.agents, "limit": bound.agents if bound else 0},
+            "cpu_milli": {"used": held.resources.cpu_milli, "limit": bound.cpu if bound else 0},
+            "memory_bytes": {"used": held.resources.memory_bytes, "limit": bound.memory if bound else 0},
+            "agents": {"used": held.agents, "limit": bound.agents if bound else 0},
         }
+
+    def budget(self, tenant: TenantId) -> dict[str, Any]:
+        """Return what is reserved and spent of the tenant's budget, by unit; a limit of None bounds nothing."""
+        use, plan = self._registry.accounts.budget_use(tenant), self._policy.now.bundle.catalog.plan_of(tenant)
+        return {
+            unit: {
+                "reserved": use.reserved.of(unit),
+                "settled": use.settled.of(unit),
+                "limit": plan.budget.of(unit) if plan else 0,
+            }
+            for unit in UNITS
+        }
+
+    def reservations(self, tenant: TenantId) -> Reservations:
+        """Return decision id, agent and amount of every reservation of the tenant."""
+        return [*self._registry.accounts.reservations(tenant)]
 
     def may_have_raw_actors(self, tenant: str) -> bool:
         """Return whether the tenant's plan lets its jobs create Ray actors of their own, which no agent's limits hold."""
@@ -322,27 +391,6 @@ class Registrar:
         self._journal.close()
         self._coordination.close()
 
-    def _decide(self, policy: Policy, principal: Principal, spec: AgentSpec, request_id: str) -> Decision:
-        """Return the decision that allows it, on disk; raises AdmissionDeniedError, journalled too."""
-        decision = decide(policy.engine, admission_request(principal, spec))
-        # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
-        unmet = tuple(FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations)
-        allowed = decision.allow and not unmet
-        self._journal.write(
-            AuditAction.ADMISSION_DECIDE,
-            AuditOutcome.ALLOWED if allowed else AuditOutcome.DENIED,
-            tenant=principal.tenant,
-            agent=spec.agent_id,
-            actor=principal.subject,
-            decision=decision,
-            request_id=request_id,
-            detail={"spec_digest": spec.digest},
-            sync=allowed,
-        )
-        if not allowed:
-            raise _denied(f"Agent {spec.agent_id} was not admitted", decision, unmet)
-        return decision
-
     def _admit(self, record: AgentRecord, fingerprint: str) -> Registration:
         with self._lock(record.tenant):
             return self._registry.retry(lambda: self._try_to_admit(record, fingerprint))
@@ -351,18 +399,9 @@ class Registrar:
         tenant, spec = record.tenant, record.spec
         if known := self._known(tenant, spec, record.idempotency, fingerprint):
             return known
-        plan = self._policy.now.bundle.catalog.plan_of(tenant)
-        if plan is None:
-            raise NotFoundError(f"There is no tenant {tenant}.")
-        quota = plan.quota
         # A name that was used before starts above its last generation, so that no key or actor name ever comes back.
         new = replace(record, generation=self._registry.retired_generation(tenant, spec.agent_id))
-
-        def with_it(used: QuotaUse) -> QuotaUse:
-            used.require_room(spec, quota, tenant)
-            return used.plus(spec)
-
-        self._registry.create(new, with_it, fingerprint)
+        self._registry.create([new], self._decisions.bounds(tenant), fingerprint)
         return Registration(new, created=True)
 
     def _known(self, tenant: TenantId, spec: AgentSpec, key: str, fingerprint: str) -> Registration | None:
@@ -383,7 +422,7 @@ class Registrar:
         if row.record.spec.digest != spec.digest:
             raise ConflictError(
                 f"Agent {spec.agent_id} is registered with another specification.",
-                hint="Remove it first, or choose another agent_id.",
+                hint="Change it by PUT, remove it first, or choose another agent_id.",
             )
         return Registration(row.record, created=False)
 
@@ -395,29 +434,14 @@ class Registrar:
             if row is not None and row.record.decision_id == record.decision_id:
                 return Registration(row.record, created=True)
         with contextlib.suppress(StorageError):
-            self._outcome(record, AuditOutcome.VOID, error.code, request_id)
+            self._decisions.outcome(record, AuditOutcome.VOID, error.code, request_id)
         raise error
-
-    def _outcome(self, record: AgentRecord, outcome: AuditOutcome, reason: str, request_id: str) -> None:
-        self._journal.write(
-            AuditAction.ADMISSION_OUTCOME,
-            outcome,
-            tenant=record.tenant,
-            agent=record.spec.agent_id,
-            decision_id=record.decision_id,
-            request_id=request_id,
-            reason=reason,
-            sync=True,
-        )
 
     def _revoke_or_delete(self, tenant: TenantId, agent_id: AgentId) -> AgentRecord:
         row = self._registry.find(tenant, agent_id)
         if row is None or row.record.state is AgentState.REVOKED:
             raise not_found(agent_id)
-        if row.record.state is AgentState.PASSIVE:
-            self._registry.delete(row)
-            return row.record.leaving(AgentEvent.REMOVE)
-        return self._registry.change(row, row.record.leaving(AgentEvent.REVOKE))
+        return self._registry.remove([row])[0]
 
     def _removal(
         self, record: AgentRecord, outcome: AuditOutcome, *, actor: str, decision: Decision, request_id: str, reason: str = ""
@@ -442,12 +466,3 @@ class Registrar:
 def not_found(agent_id: AgentId) -> NotFoundError:
     """Return the one error for an agent that is not there, or is not the caller's."""
     return NotFoundError(f"There is no agent {agent_id}.", hint="List the agents to see which there are.")
-
-
-def _denied(what: str, decision: Decision, unmet: tuple[FailedCheck, ...] = ()) -> AdmissionDeniedError:
-    errors = [*decision.field_errors(), *(FieldError(f.name, f.message) for f in unmet)]
-    return AdmissionDeniedError(
-        f"{what}: {len(errors)} check(s) of policy {decision.revision} did not pass.",
-        hint=f"The decision is recorded as {decision.decision_id}.",
-        errors=errors,
-    )

@@ -1,27 +1,28 @@
 """The rows that registration and activation change, and the operations that change them, each fenced by the governor's epoch.
 
 /tenants/<tenant>/agents/<agent>        the record
-/tenants/<tenant>/quota                 what all records of the tenant hold together
 /tenants/<tenant>/idempotency/<digest>  which registration a key stands for, as long as that is registered
 /tenants/<tenant>/retired/<agent>       the last generation of a removed agent, so that its name starts above it again
 /live/<tenant>.<agent>                  exists while a process of the agent may exist
 /kept/<tenant>.<agent>                  exists for an agent that has processes also while nobody calls it
 
 What lets an agent be, or start, holds only while the policy that decided it is in force (`bundle_shelf.py`).
+What they hold of quota and budget changes in the same transactions (`accounts.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import orjson
 
+from cluster.admission.accounts import Accounts
 from cluster.admission.bundle_shelf import ACCEPTED, AcceptedBundle
-from cluster.admission.quota_use import QuotaUse
-from cluster.agents.lifecycle import AgentState
+from cluster.admission.catalog import Plan
+from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import ABSENT, Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
@@ -52,6 +53,8 @@ class LiveRow:
     address: str
     # The name of the process that holds it, or is to hold it.
     process: str
+    # Whether it runs an earlier spec than the one that is admitted now.
+    outdated: bool = False
 
 
 class DeposedError(UnavailableError):
@@ -73,6 +76,7 @@ class Registry:
     def __init__(self, coordination: Coordination, fence: Check) -> None:
         self._coordination = coordination
         self._fence = fence
+        self.accounts = Accounts(coordination)
 
     def find(self, tenant: TenantId, agent: AgentId) -> Row | None:
         """Return the row of an agent, or None."""
@@ -101,7 +105,8 @@ class Registry:
                 revoked = r.state is AgentState.REVOKED
                 for life in r.lives:
                     state = r.state if revoked else life.state
-                    yield LiveRow(tenant, agent, life.generation, state.value, life.address, life.process)
+                    outdated = life.generation <= r.outdated
+                    yield LiveRow(tenant, agent, life.generation, state.value, life.address, life.process, outdated)
             after = names[-1]
 
     def kept(self) -> Iterator[tuple[TenantId, AgentId]]:
@@ -120,10 +125,6 @@ class Registry:
             return None
         stored = orjson.loads(node.value)
         return stored["fingerprint"], AgentId(stored["agent_id"])
-
-    def quota_use(self, tenant: TenantId) -> QuotaUse:
-        """Return what the tenant's agents hold."""
-        return self._quota(tenant)[0]
 
     def retired_generation(self, tenant: TenantId, agent: AgentId) -> int:
         """Return the last generation of a removed agent of this name; 0 without one."""
@@ -152,70 +153,61 @@ class Registry:
             raise PolicyChangedError("The policy changed after this was decided.", retry_after_s=1.0)
         return Check(ACCEPTED, node.version)
 
-    def create(self, record: AgentRecord, use: Callable[[QuotaUse], QuotaUse], fingerprint: str) -> None:
-        """Make the row of a new agent, with its quota and key, in one transaction; `use` says what the quota becomes."""
-        tenant, agent = record.tenant, record.spec.agent_id
-        ops: list[Op] = [Create(_agent_path(tenant, agent), record.to_bytes()), self._quota_op(tenant, use)]
-        if record.idempotency:
-            value = orjson.dumps({"fingerprint": fingerprint, "agent_id": agent})
-            ops.append(Create(_key_path(tenant, record.idempotency), value))
-        if record.generation:
-            ops.append(Delete(_retired_path(tenant, agent)))
-        if record.spec.min_replicas:
-            ops.append(Create(_kept_path(record), b"{}"))
-        self.transact([*ops, self.decided_by(record.policy_digest)])
+    def create(self, records: Sequence[AgentRecord], bounds: Plan, fingerprint: str, *more: Op) -> None:
+        """Make the rows of new agents of one tenant, with quota, budget and keys, and do `more`, in one transaction.
+
+        Raises QuotaExceededError when they do not fit within `bounds`, all together.
+        """
+        decided = [self.decided_by(digest) for digest in {r.policy_digest for r in records}]
+        ops: list[Op] = []
+        for record in records:
+            tenant, agent = record.tenant, record.spec.agent_id
+            ops.append(Create(_agent_path(tenant, agent), record.to_bytes()))
+            if record.idempotency:
+                value = orjson.dumps({"fingerprint": fingerprint, "agent_id": agent})
+                ops.append(Create(_key_path(tenant, record.idempotency), value))
+            if record.generation:
+                ops.append(Delete(_retired_path(tenant, agent)))
+            if record.spec.min_replicas:
+                ops.append(Create(_kept_path(record), b"{}"))
+        self.transact([*ops, *self.accounts.ops(records[0].tenant, (), records, bounds), *decided, *more])
 
     def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
         """Replace the row by `record`, keep the list of live agents right, and do `more`, in one transaction."""
         self.transact([*self.ops_to_change(row, record), *more])
         return record
 
-    def delete(self, row: Row) -> None:
-        """Remove the row and give its quota back, in one transaction."""
-        self.transact(self.ops_to_delete(row))
+    def remove(self, rows: Sequence[Row], *more: Op) -> list[AgentRecord]:
+        """Remove rows of one tenant, revoke those that have a process, and do `more`, in one transaction.
 
-    def ops_to_change(self, row: Row, record: AgentRecord) -> list[Op]:
-        """Return what `change` does, for a transaction that does more."""
-        live = _live_path(record)
-        ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version)]
-        if record.lives and not row.record.lives:
-            ops.append(Create(live, b"{}"))
-        elif row.record.lives and not record.lives:
-            ops.append(Delete(live))
-        return ops
+        Returns the records as they are left. Quota and budget of those without a process come back.
+        """
+        ops: list[Op] = []
+        left: list[AgentRecord] = []
+        for row in rows:
+            if row.record.state is AgentState.PASSIVE:
+                ops += _ops_to_delete(row)
+                left.append(row.record.leaving(AgentEvent.REMOVE))
+            else:
+                left.append(row.record.leaving(AgentEvent.REVOKE))
+                ops += _ops_to_change(row, left[-1])
+        gone = [row.record for row in rows if row.record.state is AgentState.PASSIVE]
+        self.transact([*ops, *self.accounts.ops(rows[0].record.tenant, gone, ()), *more])
+        return left
+
+    def ops_to_change(self, row: Row, record: AgentRecord, bounds: Plan | None = None) -> list[Op]:
+        """Return what `change` does, for a transaction that does more; with `bounds` it raises QuotaExceededError."""
+        accounts = self.accounts.ops(record.tenant, [row.record], [record], bounds)
+        return [*_ops_to_change(row, record), *accounts]
 
     def ops_to_delete(self, row: Row) -> list[Op]:
         """Return what `delete` does, for a transaction that does more."""
-        record = row.record
-        tenant, agent = record.tenant, record.spec.agent_id
-        ops: list[Op] = [
-            Delete(_agent_path(tenant, agent), row.version),
-            self._quota_op(tenant, lambda used: used.minus(record.spec)),
-        ]
-        if record.lives:
-            ops.append(Delete(_live_path(record)))
-        if record.idempotency:
-            ops.append(Delete(_key_path(tenant, record.idempotency)))
-        if record.spec.min_replicas:
-            ops.append(Delete(_kept_path(record)))
-        if record.generation:
-            ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
-        return ops
+        return [*_ops_to_delete(row), *self.accounts.ops(row.record.tenant, [row.record], ())]
 
     def transact(self, ops: list[Op]) -> None:
         """Do `ops` together, as long as this governor is the governor."""
         with span("transact"):
             self._coordination.transact([self._fence, *ops])
-
-    def _quota(self, tenant: TenantId) -> tuple[QuotaUse, int | None]:
-        node = self._coordination.get(_quota_path(tenant))
-        return (QuotaUse.from_bytes(node.value), node.version) if node else (QuotaUse(), None)
-
-    def _quota_op(self, tenant: TenantId, use: Callable[[QuotaUse], QuotaUse]) -> Op:
-        # Bound to the version that was read: two at the edge of the quota can't both find room.
-        used, version = self._quota(tenant)
-        value = use(used).to_bytes()
-        return Create(_quota_path(tenant), value) if version is None else Set(_quota_path(tenant), value, version)
 
 
 def digest_key(idempotency_key: str) -> str:
@@ -227,12 +219,36 @@ def digest_key(idempotency_key: str) -> str:
     return hashlib.sha256(idempotency_key.encode()).hexdigest()
 
 
+def _ops_to_change(row: Row, record: AgentRecord) -> list[Op]:
+    live = _live_path(record)
+    ops: list[Op] = [Set(_agent_path(record.tenant, record.spec.agent_id), record.to_bytes(), row.version)]
+    if record.lives and not row.record.lives:
+        ops.append(Create(live, b"{}"))
+    elif row.record.lives and not record.lives:
+        ops.append(Delete(live))
+    if bool(record.spec.min_replicas) != bool(row.record.spec.min_replicas):
+        kept = _kept_path(record)
+        ops.append(Create(kept, b"{}") if record.spec.min_replicas else Delete(kept))
+    return ops
+
+
+def _ops_to_delete(row: Row) -> list[Op]:
+    record = row.record
+    tenant, agent = record.tenant, record.spec.agent_id
+    ops: list[Op] = [Delete(_agent_path(tenant, agent), row.version)]
+    if record.lives:
+        ops.append(Delete(_live_path(record)))
+    if record.idempotency:
+        ops.append(Delete(_key_path(tenant, record.idempotency)))
+    if record.spec.min_replicas:
+        ops.append(Delete(_kept_path(record)))
+    if record.generation:
+        ops.append(Create(_retired_path(tenant, agent), str(record.generation).encode()))
+    return ops
+
+
 def _agent_path(tenant: TenantId, agent: AgentId) -> str:
     return f"/tenants/{tenant}/agents/{agent}"
-
-
-def _quota_path(tenant: TenantId) -> str:
-    return f"/tenants/{tenant}/quota"
 
 
 def _key_path(tenant: TenantId, key_digest: str) -> str:

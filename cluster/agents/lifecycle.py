@@ -30,6 +30,8 @@ class AgentEvent(StrEnum):
 
     REGISTER = "register"
     WAKE = "wake"
+    # Another spec was admitted for it; no step of the table, because what runs goes on until it has ended.
+    CHANGE = "change"
     STARTED = "started"
     START_FAILED = "start_failed"
     DRAIN = "drain"

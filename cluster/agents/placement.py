@@ -91,5 +91,22 @@ def require_node(wanted: Resources, labels: Mapping[str, str], nodes: Sequence[N
         )
 
 
+def infeasible(wanted: Resources, labels: Mapping[str, str], nodes: Sequence[Node]) -> str:
+    """Return why no node that is known could hold an agent of this size and these labels, or nothing when one could.
+
+    A node that is away or drained counts: it comes back, and to be registered is not to run.
+    """
+    labelled = [node for node in nodes if node.has(labels)]
+    if not labelled:
+        asked = ", ".join(f"{k}={v}" for k, v in sorted(labels.items()))
+        return f"No node has the labels {asked}. Ask for labels that `sovereign nodes list` shows, or label a node so."
+    if not any(node.could_hold(wanted) for node in labelled):
+        return (
+            f"It declares {wanted.cpu_milli}m CPU and {wanted.memory_bytes >> 20} MiB, more than any node has that it may be on. "
+            "Declare less, or let a larger node join."
+        )
+    return ""
+
+
 def _wrong(why: str) -> ConfigurationError:
     return ConfigurationError("A node can't be labelled like this.", errors=[FieldError("SOVEREIGN_NODE_LABELS", why)])

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import orjson
 
+from cluster.agents.holding import Holding, holding_of
 from cluster.agents.life import PROCESS_PREFIX, Life, state_of
 from cluster.agents.lifecycle import AgentEvent, AgentState, step
 from cluster.agents.quantity import format_cpu, format_memory
@@ -41,6 +42,12 @@ class AgentRecord:
     lives: tuple[Life, ...] = ()
     # SHA-256 of the Idempotency-Key of its registration; empty without one.
     idempotency: str = ""
+    # Processes of this generation and before run an earlier spec; none of the present one starts beside them. 0 without any.
+    outdated: int = 0
+    # What it holds of the quota until those have ended; None when that is what its spec declares.
+    held: Holding | None = None
+    # The gang that it was registered with, and is removed with; empty without one.
+    gang: str = ""
     # The last steps of its life, oldest first.
     history: tuple[str, ...] = ("register",)
 
@@ -51,9 +58,24 @@ class AgentRecord:
 
     @property
     def state_of_next(self) -> AgentState:
-        """What its next generation is: passive while fewer may have a process than its spec allows, else what the agent is."""
-        more = self.state is not AgentState.REVOKED and len(self.lives) < self.spec.max_replicas
+        """What its next generation is: passive while one more may have a process, else what the agent is."""
+        more = self.state is not AgentState.REVOKED and len(self.lives) < self.spec.max_replicas and not self.outdated
         return AgentState.PASSIVE if more else self.state
+
+    @property
+    def holding(self) -> Holding:
+        """What it holds of its tenant's quota."""
+        return self.held or holding_of(self.spec)
+
+    def changed(self, spec: AgentSpec, **decided: Any) -> AgentRecord:
+        """Return the record with another `spec`, and the fields that follow from the decision on it.
+
+        While processes of the earlier spec may exist it holds what either takes, so that the quota is never passed.
+        """
+        new = replace(self, spec=spec, history=(*self.history, AgentEvent.CHANGE.value)[-_HISTORY:], **decided)
+        if not self.lives:
+            return new
+        return replace(new, outdated=self.generation, held=self.holding.at_least(holding_of(spec)))
 
     def life(self, generation: int) -> Life | None:
         """Return a generation of which a process may exist, or None."""
@@ -93,7 +115,10 @@ class AgentRecord:
 
     def _with(self, event: AgentEvent, lives: tuple[Life, ...]) -> AgentRecord:
         state = self.state if self.state is AgentState.REVOKED else state_of(lives)
-        return replace(self, state=state, lives=lives, history=(*self.history, event.value)[-_HISTORY:])
+        current = self
+        if self.outdated and all(life.generation > self.outdated for life in lives):
+            current = replace(self, outdated=0, held=None)
+        return replace(current, state=state, lives=lives, history=(*self.history, event.value)[-_HISTORY:])
 
     @property
     def _name(self) -> str:
@@ -116,6 +141,9 @@ class AgentRecord:
             "lives": [life.to_json() for life in self.lives],
             "idempotency": self.idempotency,
             "history": list(self.history),
+            **({"outdated": self.outdated} if self.outdated else {}),
+            **({"held": self.held.to_json()} if self.held else {}),
+            **({"gang": self.gang} if self.gang else {}),
         }
 
     @classmethod
@@ -137,6 +165,9 @@ class AgentRecord:
                 lives=_lives(value),
                 idempotency=value["idempotency"],
                 history=tuple(value["history"]),
+                outdated=value.get("outdated", 0),
+                held=Holding.from_json(value["held"]) if "held" in value else None,
+                gang=value.get("gang", ""),
             )
         except (KeyError, TypeError, ValueError) as e:
             raise IntegrityError(f"A stored agent record can't be read: {e!r}.") from None
@@ -162,6 +193,7 @@ class AgentRecord:
             "project": str(self.project),
             "state": self.state.value,
             "version": self.version,
+            "spec_digest": spec.digest,
             "generation": self.generation,
             "agent_type": spec.agent_type,
             "capabilities": list(spec.capabilities),
@@ -182,6 +214,8 @@ class AgentRecord:
             "max_iterations": spec.max_iterations,
             "labels": dict(spec.labels),
             "node_labels": dict(spec.node_labels),
+            "budget": spec.budget.to_json(),
+            "gang": self.gang,
             "created_at": utc(self.created_us).isoformat(),
             "registered_by": self.registered_by,
             "decision_id": self.decision_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import orjson
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from cluster.admission.strict_json import parse_strict_json
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, NODE_LABEL, VALUE_PATTERN
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import (
@@ -40,6 +41,7 @@ from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import AgentId
 from cluster.telemetry.redaction import holds_secret
 
+_B = TypeVar("_B", bound=BaseModel)
 MAX_REGISTRATION_BYTES: Final = 64 << 10
 MAX_INSTRUCTIONS_CHARS: Final = 16_384
 _MAX_NAMES: Final = 64
@@ -99,6 +101,13 @@ class ResourceLimitsBody(_Body):
     memory: _Memory = 0
 
 
+class BudgetBody(_Body):
+    """What the agent may spend; a unit left out is the tenant's default."""
+
+    tokens: int = Field(0, ge=1, le=MAX_BUDGET)
+    micro_usd: int = Field(0, ge=1, le=MAX_BUDGET, description="Millionths of a US dollar.")
+
+
 class SecurityPolicyBody(_Body):
     """What the agent may do; a field left out is the tenant's default."""
 
@@ -128,6 +137,7 @@ class RegistrationRequest(_Body):
         description="Labels that a node must have for the agent to be there.",
         json_schema_extra=_CLOSED,
     )
+    budget: BudgetBody = Field(default_factory=BudgetBody)
     replicas: int = Field(1, ge=1, le=MAX_REPLICAS, description="`max_replicas` where that is left out.")
     max_replicas: int = Field(
         0,
@@ -182,6 +192,7 @@ class RegistrationRequest(_Body):
             target_queue=self.target_queue,
             labels=tuple(sorted(self.labels.items())),
             node_labels=tuple(sorted(self.node_labels.items())),
+            budget=Budget(self.budget.tokens, self.budget.micro_usd).or_else(defaults.budget),
         )
 
     def fingerprint(self) -> str:
@@ -191,18 +202,23 @@ class RegistrationRequest(_Body):
         ).hexdigest()
 
 
+def parse_body(kind: type[_B], body: bytes | Mapping[str, Any], max_bytes: int) -> _B:
+    """Return the `kind` of a JSON body or of its parsed form; raises as `parse_registration` does."""
+    parsed = parse_strict_json(body, max_bytes=max_bytes) if isinstance(body, bytes) else body
+    try:
+        return kind.model_validate(parsed)
+    except ValidationError as e:
+        errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
+    raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
+
+
 def parse_registration(body: bytes | Mapping[str, Any]) -> RegistrationRequest:
     """Return the request of a JSON body or of its parsed form.
 
     Raises InvalidRequestError that names every wrong field by its dotted path ("security_policy.resource_limits.memory"),
     PayloadTooLargeError above 64 KiB.
     """
-    parsed = parse_strict_json(body, max_bytes=MAX_REGISTRATION_BYTES) if isinstance(body, bytes) else body
-    try:
-        return RegistrationRequest.model_validate(parsed)
-    except ValidationError as e:
-        errors = [FieldError(".".join(map(str, x["loc"])) or "body", _sentence(dict(x))) for x in e.errors(include_url=False)]
-    raise InvalidRequestError("The registration has fields that can't be taken; nothing was registered.", errors=errors)
+    return parse_body(RegistrationRequest, body, MAX_REGISTRATION_BYTES)
 
 
 _WORDS: Final = {

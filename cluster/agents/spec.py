@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from cluster.agents.budget import NO_BUDGET, Budget
 from cluster.errors import IntegrityError
 from cluster.identity.ids import AgentId
 
@@ -44,6 +45,7 @@ class SpecDefaults:
     max_iterations: int = 10
     network_access: tuple[str, ...] = ()
     compliance: tuple[str, ...] = ()
+    budget: Budget = NO_BUDGET
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class AgentSpec:
     target_queue: int = TARGET_QUEUE
     # Labels that a node must have for a process of the agent to be there.
     node_labels: tuple[tuple[str, str], ...] = ()
+    # What all its replicas may spend together; reserved of the tenant's budget as long as the agent is registered.
+    budget: Budget = NO_BUDGET
 
     @property
     def reserved(self) -> Resources:
@@ -99,8 +103,9 @@ class AgentSpec:
             "min_replicas": self.min_replicas,
             "target_queue": self.target_queue,
             "labels": dict(self.labels),
-            # Only when asked for, so that the digests of specs from before there were nodes stay as they are.
+            # Only when asked for, so that the digests of specs from before stay as they are.
             **({"node_labels": dict(self.node_labels)} if self.node_labels else {}),
+            **({"budget": self.budget.to_json()} if self.budget else {}),
         }
 
     @classmethod
@@ -126,6 +131,7 @@ class AgentSpec:
                 target_queue=value.get("target_queue", TARGET_QUEUE),
                 labels=tuple(sorted(value["labels"].items())),
                 node_labels=tuple(sorted(value.get("node_labels", {}).items())),
+                budget=Budget.from_json(value["budget"]) if "budget" in value else NO_BUDGET,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise IntegrityError(f"A stored agent spec can't be read: {e!r}.") from None

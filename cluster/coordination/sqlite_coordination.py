@@ -6,6 +6,7 @@ of its own; writers of several processes queue at SQLite's lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -44,6 +45,17 @@ _MAX_BATCH = 64
 _MAX_IDLE_READERS = 8
 
 
+def _create(path: Path) -> None:
+    """Make the file, readable by its owner alone, unless it is there.
+
+    One that is there is not opened: closing a descriptor of it would drop every lock that SQLite's connections of this
+    process hold on it, and another process that closes the store would take its log for nobody's, and remove it.
+    """
+    with contextlib.suppress(FileExistsError):
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
 class _Waiting:
     """One caller's transaction on its way into a shared commit."""
 
@@ -76,7 +88,7 @@ class SqliteCoordination:
         self._readers: list[sqlite3.Connection] = []
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            _create(path)
             self._writer = self._open()
             self._patiently(lambda: self._writer.execute("PRAGMA journal_mode=WAL"))
             self._writer.execute("PRAGMA synchronous=FULL")

@@ -19,5 +19,5 @@ class Authenticator(Protocol):
 def unauthenticated() -> UnauthenticatedError:
     """Return the one error of failed authentication: a wrong key, an expired one and none at all look the same."""
     return UnauthenticatedError(
-        "The request carries no valid credentials.", hint="Send the header Authorization: Bearer <API key>."
+        "The request carries no valid credentials.", hint="Send the header Authorization: Bearer <API key or access token>."
     )

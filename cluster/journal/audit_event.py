@@ -36,6 +36,11 @@ class AuditAction(StrEnum):
     # Another object stands under a key of ours; the rows went to quarantine.
     SEGMENT_CONFLICT = "lake:segment:conflict"
     RECONCILER_KILL = "reconciler:actor:kill"
+    # An access token was given out; the detail says for what and how long, never the token.
+    TOKEN_ISSUE = "identity:token:issue"  # noqa: S105  # the name of an action
+    TOKEN_REVOKE = "identity:token:revoke"  # noqa: S105
+    # The embedded issuer signs with a new key.
+    SIGNING_KEY_ROTATE = "identity:signing_key:rotate"
     POLICY_LOAD = "policy:bundle:load"
     NODE_START = "cluster:node:start"
     # A node takes no agents any more, and those that it had were ended; it takes agents again.

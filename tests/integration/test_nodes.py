@@ -98,10 +98,17 @@ def test_each_node_ships_the_journals_of_what_runs_there(nodes: Nodes) -> None:
 
 
 def test_no_process_is_waited_for_that_no_node_can_hold(nodes: Nodes) -> None:
-    """A label that no node has is said at once, with Retry-After (control: cluster/agents/placement.py require_node)."""
+    """What no known node could hold is not admitted; what only a drained one could is said at once, with Retry-After.
+
+    Controls: cluster/admission/prerequisites.py failed_prerequisites, cluster/agents/placement.py require_node.
+    """
     cluster = nodes.cluster
-    assert cluster.register("nowhere", model="scripted:ok", cpu="100m", node_labels={"zone": "x"}).status_code == 201
+    unknown = cluster.register("nowhere", model="scripted:ok", cpu="100m", node_labels={"zone": "x"})
+    assert (unknown.status_code, [e["field"] for e in unknown.json()["errors"]]) == (403, ["placement_feasible"])
+    command(cluster, "nodes", "drain", nodes.a)
+    assert cluster.register("nowhere", model="scripted:ok", cpu="100m", node_labels={"zone": "a"}).status_code == 201
     refused = cluster.ask("nowhere")
+    command(cluster, "nodes", "resume", nodes.a)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_node")
     assert int(refused.headers["retry-after"]) > 0
 

@@ -33,6 +33,8 @@ def test_a_bundle_comes_into_force_while_the_cluster_runs(cluster: RunningCluste
     assert cluster.http.get("/api/v1/status").json()["policy"] == begun | {"number": built["number"]}
     code, problem = policy(cluster, "push", str(out))
     assert (code, "not greater" in problem["error"]["detail"]) == (3, True)
+    assert [b["number"] for b in policy(cluster, "list")[1]["bundles"]][:2] == [built["number"], begun["number"]]
     code, back = policy(cluster, "rollback", str(begun["number"]))
-    assert (code, back["number"], back["digest"]) == (0, built["number"] + 1, begun["digest"])
+    assert code == 0, str(back)
+    assert (back["number"], back["digest"]) == (built["number"] + 1, begun["digest"])
     assert policy(cluster, "list")[1]["in_force"] == back["number"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from actors import agent_process, agent_processes, governance
+from actors import agent_process, agent_processes, gangs, governance
 from actors.agent_process import AgentProcess
 from actors.agent_processes import AgentProcesses
 from actors.governance import GovernanceActor
@@ -65,6 +65,8 @@ class Ray:
         # Without its thread for ever: one that outlives a test may collect what only the test's own thread may drop.
         monkeypatch.setattr(Metrics, "of_process", Metrics)
         monkeypatch.setattr(agent_processes, "nodes_of_ray", list)
+        monkeypatch.setattr(governance, "nodes_of_ray", list)
+        monkeypatch.setattr(gangs, "group_names", lambda prefix: set())
         monkeypatch.setattr(agent_processes, "account_of_ray", lambda: Account(Resources(0, 0), Resources(0, 0)))
 
     def find(self, name: str) -> Handle:
