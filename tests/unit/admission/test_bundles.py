@@ -391,3 +391,16 @@ def test_the_files_of_a_bundle_are_those_that_its_digest_is_of(signer: Signer) -
     """What a folder decides and what its bundle decides go by one digest."""
     read = BundleArtefact.from_bytes(signer.bundle(POLICIES, 1))
     assert dict(read.files) == read_policies(POLICIES)
+
+
+def test_threat_30_a_change_that_was_decided_before_the_policy_changed_does_not_happen(
+    tmp_path: Path, watched: tuple[Registrar, At], signer: Signer, strict: Path
+) -> None:
+    """What an agent is changed to is decided again too: it keeps the spec that it had."""
+    governor, at = watched
+    before = governor.register(principal(), request("a", "conversation")).record
+    at.act = lambda: governor.bundles.push(signer.bundle(strict, 2), "operator:test")
+    with pytest.raises(AdmissionDeniedError):
+        governor.change(principal(), request("a", MARKET))
+    assert at.act is None
+    assert governor.get(DEFAULT, A).spec == before.spec
