@@ -367,7 +367,10 @@ class AgentProcesses:
                 await self._run(partial(self._registrar.mark_live, tenant, agent, live.generation, address, live.node))
             if status := await live.status():
                 live.enforcement = status["enforcement"]
-            if not self.nodes.takes(live.node) and self.live.take(live):  # its node was drained while it was on its way there
+            stays = self.nodes.takes(live.node) and await self._run(
+                partial(self._registrar.may_stay, tenant, agent, live.generation)
+            )
+            if not stays and self.live.take(live):  # its node was drained, or the policy changed, while it was on its way
                 await self._end_soon(live)
         except SovereignError as e:
             log.warning("generation %d of %s was not recorded as live: %s", live.generation, agent, e)

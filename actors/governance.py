@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
@@ -304,6 +305,18 @@ class GovernanceActor:
         else:
             await self._node(name)
         return {"node": name}
+
+    @_answered
+    async def push_policy(self, artefact: bytes, actor: str) -> dict[str, Any]:
+        """Put a signed policy bundle in force; what is refused changes nothing."""
+        await self._prepared()
+        return asdict(await self._run(partial(self._registrar.bundles.push, artefact, actor)))
+
+    @_answered
+    async def policies(self) -> dict[str, Any]:
+        """Return every policy bundle that was accepted, and which is in force."""
+        await self._prepared()
+        return await self._run(self._registrar.bundles.list)
 
     async def _resume(self, name: str, actor: str) -> None:
         await self._run(partial(self._registrar.cordons.lift, name, actor))

@@ -170,6 +170,7 @@ def main() -> None:
             bundle, entrypoint = grown(Path(home) / name, **size)
             found = decisions(bundle, options.decisions, entrypoint)
             result[name] = {key: found[key] for key in ("decision_us_p50", "decision_us_p99", "ratio")}
+        wiring.sign_policies(settings)
         registrar = wiring.build_registrar(settings)
         registrar.recover()
         alone = registrations_per_s(registrar, "alone", options.registrations // 4, 1)

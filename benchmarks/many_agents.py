@@ -101,6 +101,7 @@ def _round(registrar: Registrar, registered: int, seed: int) -> float:
 
 def fill(settings: Settings, registered: int) -> dict[str, float]:
     """Register all, and return what an idle agent costs and how fast it is found."""
+    wiring.sign_policies(settings)
     registrar = wiring.build_registrar(settings)
     registrar.recover()
     first = min(1_000, registered // 2)

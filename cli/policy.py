@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import policy_bundles
 from cli.exit_codes import ExitCode
 from cli.options import Json, settings_of
 from cli.output import OUTPUT, table
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from cluster.admission.admission import Decision
 
-app = typer.Typer(help="Check, test and ask the policies.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check, test, ask and replace the policies.", no_args_is_help=True, rich_markup_mode=None)
+policy_bundles.register(app)
 
 # A bundle with more that no test reaches is not tested.
 MIN_COVERAGE_PERCENT = 95.0

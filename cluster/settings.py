@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         256 << 20, ge=0, description="Free space of the journals' disk at which nothing new is admitted, kept for what runs."
     )
     policy_dir: Path = Field(PROJECT_ROOT / "policies", description="Folder of the Rego policies and their data.")
+    policy_bundle: Path | None = Field(
+        None,
+        description="A signed policy bundle to begin with, instead of the folder, which the box signs itself; its key must be pinned.",
+    )
     policy_engine: Literal["regorus", "opa"] = Field(
         "regorus", description="What evaluates the policies: regorus in processes of the governor's own, or an OPA server."
     )
@@ -164,6 +168,8 @@ class Settings(BaseSettings):
             raise ConfigurationError("A setting is wrong.", errors=fields) from None
         # The processes that read these stand in another folder than the operator.
         paths = {name: getattr(settings, name).expanduser().absolute() for name in ("home", "policy_dir", "search_corpus")}
+        if settings.policy_bundle is not None:
+            paths["policy_bundle"] = settings.policy_bundle.expanduser().absolute()
         return settings.model_copy(update=paths)
 
     def to_json(self) -> str:
@@ -240,6 +246,21 @@ class Settings(BaseSettings):
     def secret_dir(self) -> Path:
         """Folder (0700) of the files (0600) that hold secrets."""
         return self.home / "secrets"
+
+    @property
+    def policy_home(self) -> Path:
+        """Folder of what is known of policy bundles: pinned keys, and those that were accepted."""
+        return self.home / "policy"
+
+    @property
+    def policy_keys(self) -> Path:
+        """Folder of the public keys, pinned by an operator, that may sign policy."""
+        return self.policy_home / "keys"
+
+    @property
+    def policy_key(self) -> Path:
+        """The private key by which this box signs its own policy folder; not there when bundles come from elsewhere."""
+        return self.secret_dir / "policy-key.pem"
 
     @property
     def log_dir(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
     from cluster.admission.bundle import PolicyBundle
+    from cluster.admission.bundle_keys import KeyRing
+    from cluster.admission.bundle_opener import BundleOpener
     from cluster.admission.policy_engine import PolicyEngine
     from cluster.admission.registrar import Registrar
     from cluster.agents.brain import Brain
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 # The last fact of a call has some 1,000 bytes, with what its model's provider said beside the counts.
 FINAL_BYTES = 4096
+# What `up` signs for the governor, in the policy's folder of the home.
+START_BUNDLE = "start.tar"
 # Small models answer far better with any instructions than with none.
 DEFAULT_INSTRUCTIONS = "You are a helpful assistant."
 
@@ -270,22 +275,76 @@ def build_registrar(settings: Settings) -> Registrar:
 
     Raises ConfigurationError for a policy that can't be taken, before any earlier governor is fenced off.
     """
-    from cluster.admission.bundle import load_bundle
+    from cluster.admission.bundle_shelf import BundleShelf
+    from cluster.admission.bundle_start import accept_offered, first_policy, offered_bundle
+    from cluster.admission.policy_in_force import PolicyInForce
     from cluster.admission.registrar import WRITER_ID, Registrar
 
-    bundle = load_bundle(settings.policy_dir)
-    engine = open_policy_engine(settings, bundle)
-    journal = open_journal(settings, WRITER_ID)
-    return Registrar(
-        open_coordination(settings),
-        engine,
-        bundle,
+    coordination = open_coordination(settings)
+    try:
+        opener, shelf = open_bundles(settings), BundleShelf(settings.policy_home / "bundles")
+        offered = offered_bundle(settings.policy_bundle or settings.policy_home / START_BUNDLE)
+        policy = PolicyInForce(first_policy(coordination, opener, shelf, offered))
+        journal = open_journal(settings, WRITER_ID)
+    except BaseException:
+        coordination.close()
+        raise
+    registrar = Registrar(
+        coordination,
+        policy,
         journal,
+        opener=opener,
+        shelf=shelf,
         clock=SystemClock(),
         epoch=journal.epoch,
         node=node_name(settings),
         journal_dir=settings.journal_dir,
     )
+    try:
+        accept_offered(coordination, registrar.bundles, offered)
+    except BaseException:
+        registrar.close()
+        raise
+    return registrar
+
+
+def sign_policies(settings: Settings) -> None:
+    """Sign the policy folder of this box for its start, unless a bundle is given instead; see `bundle_start.sign_folder`."""
+    from cluster.admission.bundle_shelf import BundleShelf
+    from cluster.admission.bundle_start import sign_folder
+
+    if settings.policy_bundle is not None:
+        return
+    coordination = open_coordination(settings)
+    try:
+        sign_folder(
+            settings.policy_dir,
+            settings.policy_home / START_BUNDLE,
+            key_path=settings.policy_key,
+            ring_dir=settings.policy_home / "box-key",
+            shelf=BundleShelf(settings.policy_home / "bundles"),
+            coordination=coordination,
+            clock=SystemClock(),
+        )
+    finally:
+        coordination.close()
+
+
+def policy_ring(settings: Settings) -> KeyRing:
+    """Return the keys that may sign policy: those pinned, and the box's own unless bundles come from elsewhere."""
+    from cluster.admission.bundle_keys import KeyRing
+
+    box = [] if settings.policy_bundle is not None else [settings.policy_home / "box-key"]
+    return KeyRing.load(settings.policy_keys, *box)
+
+
+def open_bundles(settings: Settings) -> BundleOpener:
+    """Return what opens policy bundles, by the keys that are pinned when it does."""
+    from cluster.admission.bundle_opener import BundleOpener
+
+    # Tried by the embedded engine also where OPA decides: OPA gets nothing that was not found good.
+    elsewhere = partial(open_policy_engine, settings) if settings.policy_engine != "regorus" else None
+    return BundleOpener(lambda: policy_ring(settings), embedded_policy_engine, elsewhere)
 
 
 def open_policy_engine(settings: Settings, bundle: PolicyBundle) -> PolicyEngine:

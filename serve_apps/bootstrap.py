@@ -40,6 +40,7 @@ def start(settings: Settings, ports: Ports) -> None:
     wiring.check_secrets(settings)
     wiring.check_object_store(settings)
     wiring.ensure_first_api_key(settings)
+    wiring.sign_policies(settings)
     node_id = ray.get_runtime_context().get_node_id()
     _say("starting the shipper and governance")
     shipper = start_shipper(settings, node_id, ports.node_metrics)

@@ -9,9 +9,13 @@ from typing import Any
 
 import yaml
 
-from cluster.admission.bundle import load_bundle
+from cluster.admission.bundle import PolicyBundle, load_bundle
+from cluster.admission.bundle_keys import KeyRing
+from cluster.admission.bundle_opener import BundleOpener
+from cluster.admission.bundle_shelf import BundleShelf
 from cluster.admission.decision_journal import FactSink
 from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import Policy, PolicyInForce
 from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.regorus_policy_engine import RegorusPolicyEngine
 from cluster.agents.budget import NO_BUDGET
@@ -32,6 +36,7 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import PROJECT_ROOT
 
 POLICIES = PROJECT_ROOT / "policies"
+_STARTED: dict[str, PolicyEngine] = {}
 DEFAULT, TRIAL = TenantId("default"), TenantId("trial")
 
 
@@ -62,6 +67,13 @@ def changed_policies(folder: Path, file: str, change: dict[str, Any]) -> Path:
     return copy
 
 
+def started(bundle: PolicyBundle) -> PolicyEngine:
+    """Return the engine of a bundle, started once for all tests."""
+    if bundle.digest not in _STARTED:
+        _STARTED[bundle.digest] = RegorusPolicyEngine(bundle)
+    return _STARTED[bundle.digest]
+
+
 def open_store(home: Path) -> SqliteCoordination:
     return SqliteCoordination(home / "coordination.sqlite")
 
@@ -81,9 +93,10 @@ def begin(
     epoch = epoch or register_journal(store, WRITER_ID, "test")
     return Registrar(
         store,
-        engine or RegorusPolicyEngine(bundle),
-        bundle,
+        PolicyInForce(Policy(bundle, engine or started(bundle))),
         sink or JournalWriter(home / "journal", WRITER_ID, epoch),
+        opener=BundleOpener(lambda: KeyRing.load(home / "keys"), started),
+        shelf=BundleShelf(home / "bundles"),
         clock=SystemClock(),
         epoch=epoch,
         node="test",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from cluster.admission.admission import Decision, activation_request, decide
 from cluster.admission.decision_journal import DecisionJournal
-from cluster.admission.policy_engine import PolicyEngine
-from cluster.admission.registry import Registry, Row
+from cluster.admission.policy_in_force import PolicySource
+from cluster.admission.registry import PolicyChangedError, Registry, Row
 from cluster.agents.life import mint_process
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
@@ -29,15 +29,17 @@ class _ChangedError(Exception):
 class Activator:
     """The part of the registrar that agents' processes come and go by."""
 
-    def __init__(self, registry: Registry, engine: PolicyEngine, journal: DecisionJournal, *, node: str) -> None:
+    def __init__(self, registry: Registry, policy: PolicySource, journal: DecisionJournal, *, node: str) -> None:
         self._registry = registry
-        self._engine = engine
+        self._policy = policy
         self._journal = journal
         self._node = node
+        # Which policy let each generation start that this governor began and that is not live yet.
+        self._let_start: dict[tuple[TenantId, AgentId, int], str] = {}
 
     def ask(self, record: AgentRecord) -> Decision:
         """Return what today's policy says to waking the agent of `record`."""
-        return decide(self._engine, activation_request(record))
+        return decide(self._policy.now.engine, activation_request(record))
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide, journal, and make a passive agent `starting`, or one more replica of it, under its next generation."""
@@ -71,16 +73,33 @@ class Activator:
             after = row.record.woken(process)
             # On which node is Ray's to choose: it is written when the process says where it is.
             journal = journal_entry(_writer(tenant, agent_id), after.generation, "")
-            return self._registry.change(row, after, journal)
+            return self._registry.change(row, after, journal, self._registry.decided_by(decision.digest))
 
         try:
             after = self._registry.retry(attempt)
+        except PolicyChangedError as e:
+            self._write(record, AgentEvent.WAKE, AuditOutcome.VOID, decision, record.generation + 1, reason=e.code)
+            raise
         except _ChangedError:
             # Its spec is another one now, which this decision says nothing about.
             self._write(record, AgentEvent.WAKE, AuditOutcome.VOID, decision, record.generation + 1, reason="changed meanwhile")
             return self.begin_start(tenant, agent_id)
+        self._let_start[tenant, agent_id, after.generation] = decision.digest
         self._write(after, AgentEvent.WAKE, AuditOutcome.DONE, decision, after.generation)
         return after, after.generation
+
+    def may_stay(self, tenant: TenantId, agent_id: AgentId, generation: int) -> bool:
+        """Return whether a generation that has just come up may go on: it is decided again if the policy changed meanwhile."""
+        decided = self._let_start.pop((tenant, agent_id, generation), "")
+        policy = self._policy.now
+        if policy.bundle.digest == decided:
+            return True
+        record = self._find(tenant, agent_id, generation).record
+        decision = decide(policy.engine, activation_request(record, AgentState.PASSIVE))
+        if not decision.allow:
+            why = "the policy changed while it started"
+            self._write(record, AgentEvent.WAKE, AuditOutcome.DENIED, decision, generation, reason=why)
+        return decision.allow
 
     def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
         """Make a starting generation live at `address` of `node`, which is this governor's own when it is empty."""
@@ -105,6 +124,7 @@ class Activator:
             self._registry.transact(ops)
             return after
 
+        self._let_start.pop((tenant, agent_id, generation), None)
         after = self._registry.retry(attempt)
         self._write(after, event, AuditOutcome.DONE, None, generation)
         return after

@@ -6,7 +6,7 @@ The input that the policy sees holds ids, names and numbers only: no instruction
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import orjson
 
 from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
 from cluster.admission.standing import StandingEngine
+from cluster.agents.lifecycle import AgentState
 from cluster.agents.record import AgentRecord
 from cluster.agents.spec import AgentSpec
 from cluster.errors import FieldError
@@ -145,8 +146,16 @@ def admission_request(principal: Principal, spec: AgentSpec) -> AdmissionRequest
     return _request(ADMISSION, {"principal": who, "agent": _terms_of(spec)})
 
 
-def activation_request(record: AgentRecord) -> AdmissionRequest:
-    """Return the question whether the agent of `record` may wake."""
+def require_sound(engine: PolicyEngine, entrypoints: Iterable[Entrypoint]) -> None:
+    """Raise PolicyEngineError unless the engine answers each question, makes every check of it, and refuses what says nothing."""
+    for entrypoint in entrypoints:
+        allow, *_ = _read(engine.evaluate(entrypoint.rule, "{}"), entrypoint.checks)
+        if allow:
+            raise PolicyEngineError(f"{entrypoint.rule} allows what names nobody and nothing.")
+
+
+def activation_request(record: AgentRecord, state: AgentState | None = None) -> AdmissionRequest:
+    """Return the question whether the agent of `record` may wake; `state` in place of its own asks it of one that does."""
     return _request(
         ACTIVATION,
         {
@@ -154,7 +163,7 @@ def activation_request(record: AgentRecord) -> AdmissionRequest:
             "agent": _terms_of(record.spec),
             "tools": list(record.tools),
             # Of the replica that is to start: one that has no process is passive, whatever the others do.
-            "state": record.state_of_next.value,
+            "state": (state or record.state_of_next).value,
         },
     )
 

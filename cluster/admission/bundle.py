@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import orjson
@@ -38,6 +39,11 @@ def load_bundle(folder: Path) -> PolicyBundle:
     Raises ConfigurationError, which names file and field, when anything is missing, unknown or of the wrong form: there
     is no partly loaded policy.
     """
+    return bundle_of(read_policies(folder), str(folder))
+
+
+def read_policies(folder: Path) -> dict[str, bytes]:
+    """Return the files that make up the policy in `folder`, by name, tests left out; raises ConfigurationError."""
     rules = sorted(p for p in folder.glob("*.rego") if not p.name.endswith(_TEST_SUFFIX))
     data = sorted((folder / "data").glob("*.yaml"))
     if not rules or not data:
@@ -45,27 +51,35 @@ def load_bundle(folder: Path) -> PolicyBundle:
             f"There is no policy in {folder}: it needs *.rego and data/*.yaml.",
             hint="Set SOVEREIGN_POLICY_DIR to a folder that has them.",
         )
+    return {path.relative_to(folder).as_posix(): _read(path) for path in (*rules, *data)}
+
+
+def bundle_of(files: Mapping[str, bytes], source: str) -> PolicyBundle:
+    """Return the bundle of these files, which came from `source`; raises ConfigurationError as `load_bundle` does."""
+    rules = sorted(name for name in files if "/" not in name)
+    data = sorted(name for name in files if "/" in name)
+    if not rules or not data:
+        raise ConfigurationError(f"There is no policy in {source}: it needs *.rego and data/*.yaml.")
     digest = hashlib.sha256()
-    texts: dict[Path, str] = {}
-    for path in (*rules, *data):
-        content = _read(path)
-        name = path.relative_to(folder).as_posix()
+    texts: dict[str, str] = {}
+    for name in (*rules, *data):
+        content = files[name]
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
         try:
-            texts[path] = content.decode()
+            texts[name] = content.decode()
         except UnicodeDecodeError as e:
-            raise ConfigurationError(f"The policy file {path} is not UTF-8 at byte {e.start}.") from None
-    catalog = _catalog({p.stem: _yaml(p, texts[p]) for p in data}, folder)
+            raise ConfigurationError(f"The policy file {source}/{name} is not UTF-8 at byte {e.start}.") from None
+    catalog = _catalog({PurePosixPath(n).stem: _yaml(f"{source}/{n}", texts[n]) for n in data}, source)
     return PolicyBundle(
         revision=catalog.manifest.revision,
         digest=digest.hexdigest(),
-        modules=tuple((p.name, texts[p]) for p in rules),
+        modules=tuple((name, texts[name]) for name in rules),
         catalog=catalog,
         data_json=orjson.dumps({"catalog": catalog.model_dump(mode="json")}).decode(),
     )
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.CSafeLoader):
     """Safe YAML in which a key can stand only once in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -78,19 +92,19 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml(path: Path, text: str) -> Any:
+def _yaml(path: str, text: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as e:
         raise ConfigurationError(f"The policy file {path} is not YAML that can be taken: {e}") from None
 
 
-def _catalog(files: dict[str, Any], folder: Path) -> Catalog:
+def _catalog(files: dict[str, Any], source: str) -> Catalog:
     try:
         return Catalog.model_validate(files)
     except ValidationError as e:
         errors = [FieldError(".".join(map(str, x["loc"])) or "data", x["msg"].removeprefix("Value error, ")) for x in e.errors()]
-    raise ConfigurationError(f"The policy data in {folder / 'data'} can't be taken; no policy was loaded.", errors=errors)
+    raise ConfigurationError(f"The policy data in {source}/data can't be taken; no policy was loaded.", errors=errors)
 
 
 def _read(path: Path) -> bytes:

@@ -75,7 +75,8 @@ class Changes:
                 return row.record, False
             _require_match(row.record, if_match)
             after = row.record.changed(spec, **decided)
-            self._registry.transact(self._registry.ops_to_change(row, after, bounds))
+            decided_by = self._registry.decided_by(decision.digest)
+            self._registry.transact([*self._registry.ops_to_change(row, after, bounds), decided_by])
             return after, True
 
         new = row.record.changed(spec, **decided)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from cluster.admission.admission import Decision, FailedCheck, admission_request, decide
 from cluster.admission.catalog import Plan
 from cluster.admission.decision_journal import DecisionJournal
-from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import PolicySource
 from cluster.admission.prerequisites import failed_prerequisites
 from cluster.admission.tenants import Tenants
 from cluster.agents.holding import holding_of
@@ -26,8 +26,8 @@ _NO_PLAN = SpecDefaults(agent_type="", model="", resources=Resources(0, 0), data
 class Decisions:
     """Decides on specs, and writes down each decision and what became of it; safe to use from many threads."""
 
-    def __init__(self, engine: PolicyEngine, tenants: Tenants, journal: DecisionJournal) -> None:
-        self._engine = engine
+    def __init__(self, policy: PolicySource, tenants: Tenants, journal: DecisionJournal) -> None:
+        self._policy = policy
         self._tenants = tenants
         self._journal = journal
         # The nodes that are known, of which each decision takes account; while there are none, none is missed.
@@ -59,7 +59,8 @@ class Decisions:
 
         `more` is what failed elsewhere; `changes` is the decision that an agent stood on which is to be changed.
         """
-        decision = decide(self._engine, admission_request(principal, spec))
+        policy = self._policy.now
+        decision = decide(policy.engine, admission_request(principal, spec))
         # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
         unmet = [FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations]
         nodes = self.nodes()

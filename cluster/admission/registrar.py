@@ -10,23 +10,26 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from cluster.admission.activator import Activator
 from cluster.admission.admission import Decision, decide, invocation_request
-from cluster.admission.bundle import PolicyBundle
+from cluster.admission.bundle_opener import BundleOpener
+from cluster.admission.bundle_shelf import BundleShelf
+from cluster.admission.bundles import Bundles
 from cluster.admission.changes import Changes
 from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.decisions import Decisions, denied
 from cluster.admission.gangs import Gangs
-from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import PolicyInForce
 from cluster.admission.questions import granted_hosts
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
 from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
-from cluster.admission.standing import StandingEngine
+from cluster.admission.standing import PolicyForTenants
 from cluster.admission.tenancy import Tenancy
 from cluster.admission.tenants import Tenants
 from cluster.agents.budget import UNITS, Budget
@@ -88,10 +91,11 @@ class Registrar:
     def __init__(
         self,
         coordination: Coordination,
-        engine: PolicyEngine,
-        bundle: PolicyBundle,
+        policy: PolicyInForce,
         journal: FactSink,
         *,
+        opener: BundleOpener,
+        shelf: BundleShelf,
         clock: Clock,
         epoch: int,
         node: str,
@@ -99,26 +103,29 @@ class Registrar:
     ) -> None:
         """Take over as the governor of `epoch`; its journal must be registered and open (`wiring.build_registrar`)."""
         self._coordination = coordination
-        self._bundle = bundle
-        self._tenants = Tenants(coordination, lambda: self._bundle.catalog)
+        self._tenants = Tenants(coordination, lambda: policy.now.bundle.catalog)
         # Every decision goes through it, so that the policy knows also the tenants that were made at run time.
-        self._engine = engine = StandingEngine(engine, self._tenants)
+        self._policy = of_tenants = PolicyForTenants(policy, self._tenants)
         self._clock = clock
         self._epoch = epoch
         self._journal_dir = journal_dir
         self._journal = DecisionJournal(journal, clock)
         self._registry = Registry(coordination, fence(EPOCH_NAME, epoch))
-        self._decisions = Decisions(engine, self._tenants, self._journal)
+        self._decisions = Decisions(of_tenants, self._tenants, self._journal)
         self._changes = Changes(self._registry, self._decisions, self._lock)
         self._gangs = Gangs(coordination, self._registry, self._decisions, self._lock, clock)
-        self._activator = Activator(self._registry, engine, self._journal, node=node)
+        self._activator = Activator(self._registry, of_tenants, self._journal, node=node)
+        # How another policy comes into force.
+        self.bundles = Bundles(
+            coordination, fence(EPOCH_NAME, epoch), self._journal, policy, opener=opener, shelf=shelf, clock=clock
+        )
         # Which nodes take no agents.
         self.cordons = Cordons(coordination, fence(EPOCH_NAME, epoch), self._journal)
         # Tenants, projects and keys, for those who administer them.
         self.tenancy = Tenancy(
             coordination,
             self._tenants,
-            lambda: frozenset(self._bundle.catalog.plans),
+            lambda: frozenset(policy.now.bundle.catalog.plans),
             fence=fence(EPOCH_NAME, epoch),
             journal=self._journal,
             clock=clock,
@@ -134,6 +141,12 @@ class Registrar:
         Raises AdmissionDeniedError with every failed check, QuotaExceededError, ConflictError when the id or the key stands
         for something else, StorageError when the decision can't be written (nothing happened then).
         """
+        register = partial(self._register, principal, request, request_id, idempotency_key)
+        return self.bundles.deciding_again(register)
+
+    def _register(
+        self, principal: Principal, request: RegistrationRequest, request_id: str, idempotency_key: str
+    ) -> Registration:
         tenant, key = principal.tenant, digest_key(idempotency_key)
         spec = self._decisions.spec(tenant, request)
         fingerprint = request.fingerprint()
@@ -168,7 +181,8 @@ class Registrar:
 
         End the processes of its earlier spec then (`Changes.change`).
         """
-        return self._changes.change(principal, request, if_match=if_match, request_id=request_id)
+        change = partial(self._changes.change, principal, request, if_match=if_match, request_id=request_id)
+        return self.bundles.deciding_again(change)
 
     def know_nodes(self, nodes: Callable[[], Sequence[Node]]) -> None:
         """Ask `nodes`, from any thread, at each admission which nodes there are."""
@@ -208,7 +222,8 @@ class Registrar:
 
     def register_gang(self, principal: Principal, request: GangRequest, *, request_id: str = "") -> tuple[_Records, bool]:
         """Register several agents, all or none; returns them, and whether it was just now (`Gangs.register`)."""
-        return self._gangs.register(principal, request, request_id=request_id)
+        register = partial(self._gangs.register, principal, request, request_id=request_id)
+        return self.bundles.deciding_again(register)
 
     def gang(self, tenant: TenantId, gang_id: str) -> Gang:
         """Return a gang; raises NotFoundError."""
@@ -230,7 +245,9 @@ class Registrar:
 
     def _remove(self, records: _Records, principal: Principal, request_id: str, act: Callable[[], _Records]) -> _Records:
         """Decide on the removal of each of `records`, journal it, `act`, and journal what became of it."""
-        whose = {r.spec.agent_id: decide(self._engine, invocation_request(principal, "remove", r.tenant)) for r in records}
+        whose = {
+            r.spec.agent_id: decide(self._policy.now.engine, invocation_request(principal, "remove", r.tenant)) for r in records
+        }
         allowed = all(decision.allow for decision in whose.values())
 
         def write(removed: _Records, outcome: AuditOutcome, reason: str = "") -> None:
@@ -261,7 +278,7 @@ class Registrar:
 
     def check_invocation(self, principal: Principal, agent_id: AgentId) -> None:
         """Return when today's policy lets the principal call its tenant's agents; raises AdmissionDeniedError."""
-        decision = decide(self._engine, invocation_request(principal, "invoke", principal.tenant))
+        decision = decide(self._policy.now.engine, invocation_request(principal, "invoke", principal.tenant))
         if not decision.allow:
             raise denied(f"Agent {agent_id} can't be called", decision, decision.failed)
 
@@ -271,7 +288,11 @@ class Registrar:
         The name of its process (`record.life(generation)`) is minted, and its journal registered, in the same transaction.
         Raises NotFoundError, AdmissionDeniedError, IllegalTransitionError when it has all its replicas.
         """
-        return self._activator.begin_start(tenant, agent_id)
+        return self.bundles.deciding_again(lambda: self._activator.begin_start(tenant, agent_id))
+
+    def may_stay(self, tenant: TenantId, agent_id: AgentId, generation: int) -> bool:
+        """Return whether a generation that has come up may go on: by a new decision if the policy changed since `begin_start`."""
+        return self._activator.may_stay(tenant, agent_id, generation)
 
     def mark_live(self, tenant: TenantId, agent_id: AgentId, generation: int, address: str, node: str = "") -> AgentRecord:
         """Record that a starting generation answers at `address`, and on which node it writes its journal.
@@ -372,11 +393,12 @@ class Registrar:
 
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
         """Return the hosts that the agent's tools may fetch from, as the policy in force says; none when it does not answer."""
-        return granted_hosts(self._engine, record)
+        return granted_hosts(self._policy.now.engine, record)
 
-    def policy_status(self) -> dict[str, str]:
-        """Return revision and digest of the policy that decides here."""
-        return {"revision": self._engine.revision, "digest": self._engine.digest}
+    def policy_status(self) -> dict[str, Any]:
+        """Return revision, digest and number of the policy that decides here."""
+        policy = self._policy.now
+        return {"revision": policy.bundle.revision, "digest": policy.bundle.digest, "number": policy.number}
 
     def close(self) -> None:
         """End the journal and let go of the coordination store."""

@@ -6,6 +6,7 @@
 /live/<tenant>.<agent>                  exists while a process of the agent may exist
 /kept/<tenant>.<agent>                  exists for an agent that has processes also while nobody calls it
 
+What lets an agent be, or start, holds only while the policy that decided it is in force (`bundle_shelf.py`).
 What they hold of quota and budget changes in the same transactions (`accounts.py`).
 """
 
@@ -19,10 +20,11 @@ from typing import TypeVar
 import orjson
 
 from cluster.admission.accounts import Accounts
+from cluster.admission.bundle_shelf import ACCEPTED, AcceptedBundle
 from cluster.admission.catalog import Plan
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
-from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
+from cluster.coordination.coordination import ABSENT, Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.telemetry.tracing import span
@@ -59,6 +61,13 @@ class DeposedError(UnavailableError):
     """A later governor has begun: this one may change nothing any more."""
 
     code = "deposed"
+
+
+class PolicyChangedError(UnavailableError):
+    """Another policy than the one that decided is in force: nothing was done, and it must be decided again."""
+
+    code = "policy_changed"
+    retryable = True
 
 
 class Registry:
@@ -135,11 +144,21 @@ class Registry:
                     raise DeposedError("A later governor has taken over; this one changed nothing.", retry_after_s=1.0) from None
         raise UnavailableError("Others change the same agents too often.", hint="Try again in a moment.", retry_after_s=1.0)
 
+    def decided_by(self, digest: str) -> Op:
+        """Return what makes a transaction hold only while the policy of `digest` is in force; raises PolicyChangedError."""
+        node = self._coordination.get(ACCEPTED)
+        if node is None:
+            return Check(ACCEPTED, ABSENT)
+        if AcceptedBundle.from_bytes(node.value).digest != digest:
+            raise PolicyChangedError("The policy changed after this was decided.", retry_after_s=1.0)
+        return Check(ACCEPTED, node.version)
+
     def create(self, records: Sequence[AgentRecord], bounds: Plan, fingerprint: str, *more: Op) -> None:
         """Make the rows of new agents of one tenant, with quota, budget and keys, and do `more`, in one transaction.
 
         Raises QuotaExceededError when they do not fit within `bounds`, all together.
         """
+        decided = [self.decided_by(digest) for digest in {r.policy_digest for r in records}]
         ops: list[Op] = []
         for record in records:
             tenant, agent = record.tenant, record.spec.agent_id
@@ -151,7 +170,7 @@ class Registry:
                 ops.append(Delete(_retired_path(tenant, agent)))
             if record.spec.min_replicas:
                 ops.append(Create(_kept_path(record), b"{}"))
-        self.transact([*ops, *self.accounts.ops(records[0].tenant, (), records, bounds), *more])
+        self.transact([*ops, *self.accounts.ops(records[0].tenant, (), records, bounds), *decided, *more])
 
     def change(self, row: Row, record: AgentRecord, *more: Op) -> AgentRecord:
         """Replace the row by `record`, keep the list of live agents right, and do `more`, in one transaction."""

@@ -6,11 +6,13 @@ beside its principal. It is part of the input, and so of its digest: the decisio
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from cluster.admission.policy_engine import PolicyEngine
+from cluster.admission.policy_in_force import Policy, PolicySource
 from cluster.admission.tenants import Tenants
 
 
@@ -44,3 +46,17 @@ class StandingEngine:
         if standing is not None:
             document["standing"] = standing
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+class PolicyForTenants:
+    """The policy in force, whose questions say how the tenant stands."""
+
+    def __init__(self, policy: PolicySource, tenants: Tenants) -> None:
+        self._policy = policy
+        self._tenants = tenants
+
+    @property
+    def now(self) -> Policy:
+        """The policy that decides now, with an engine that completes each question."""
+        policy = self._policy.now
+        return replace(policy, engine=StandingEngine(policy.engine, self._tenants))

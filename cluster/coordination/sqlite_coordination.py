@@ -6,13 +6,14 @@ of its own; writers of several processes queue at SQLite's lock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.coordination.coordination import (
@@ -79,7 +80,7 @@ class SqliteCoordination:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Never opened and closed by ourselves: that would end the locks that other clients of this process hold on it,
             # and the next process to close it would take the log away from under them.
-            with suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):
                 os.mknod(path, stat.S_IFREG | 0o600)
             self._writer = self._open()
             self._patiently(lambda: self._writer.execute("PRAGMA journal_mode=WAL"))

@@ -318,3 +318,24 @@ def test_a_deposed_writer_changes_nothing(store: Coordination) -> None:
 def test_a_client_does_not_cross_a_fork(backend: tuple[str, str]) -> None:
     """A forked child that uses its parent's client gets an error and not its parent's connection."""
     assert in_processes(backend, "fork", 1, 1) == [1]
+
+
+def test_a_store_that_another_process_closed_is_still_one_store(tmp_path: Path) -> None:
+    """Two stores of one process over one file, and a third process that comes and goes: what is written then is seen by all."""
+    path = tmp_path / "coordination.sqlite"
+    first = SqliteCoordination(path)
+    first.transact([Create("/a", b"1")])
+    SqliteCoordination(path).close()
+    look = (
+        "import sys; from pathlib import Path; from cluster.coordination.sqlite_coordination import SqliteCoordination as S; "
+        "s = S(Path(sys.argv[1])); node = s.get(sys.argv[2]); s.close(); print(node and node.value.decode())"
+    )
+
+    def seen(node: str) -> str:
+        command = [sys.executable, "-c", look, str(path), node]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    assert seen("/a") == "1"
+    first.transact([Create("/b", b"2")])
+    assert seen("/b") == "2"
+    first.close()

@@ -99,6 +99,7 @@ def settings(tmp_path: Any) -> Settings:
 @pytest.fixture
 async def registrar(settings: Settings) -> AsyncIterator[Registrar]:
     """The real ledger, with one agent whose first generation is live."""
+    wiring.sign_policies(settings)
     opened = wiring.build_registrar(settings)
     opened.recover()
     opened.register(OWNER, parse_registration({"agent_id": AGENT, "capabilities": ["conversation"]}))
@@ -303,6 +304,7 @@ async def test_governance_tries_again_after_a_recovery_that_failed(
     settings: Settings, ray: Ray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that is full for a moment does not close the gate until somebody restarts it."""
+    wiring.sign_policies(settings)
     broken, whole = wiring.build_registrar(settings), wiring.build_registrar(settings)
 
     def fails() -> None:

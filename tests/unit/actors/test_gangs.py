@@ -84,6 +84,7 @@ async def registrar(tmp_path: Any, ray: RayWithGroups) -> AsyncIterator[Registra
     settings.secret_dir.mkdir(parents=True)
     (settings.secret_dir / "master-key").write_text("ab" * 32)
     open_gate(settings.journal_dir)
+    wiring.sign_policies(settings)
     opened = wiring.build_registrar(settings)
     opened.recover()
     members = [{"agent_id": a, "capabilities": ["conversation"]} for a in CREW]

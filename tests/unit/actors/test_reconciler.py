@@ -64,6 +64,7 @@ async def ledger(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (settings.secret_dir / "master-key").write_text("ab" * 32)
     monkeypatch.setattr(Metrics, "of_process", Metrics)
     monkeypatch.setattr(agent_process, "find", lambda name: pytest.fail(f"{name} was looked up"))
+    wiring.sign_policies(settings)
     registrar = wiring.build_registrar(settings)
     registrar.recover()
     registrar.register(OWNER, parse_registration({"agent_id": AGENT, "capabilities": ["conversation"]}))

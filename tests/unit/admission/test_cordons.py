@@ -10,7 +10,7 @@ import pytest
 from cluster import wiring
 from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.registry import DeposedError
-from cluster.journal.audit_event import AuditEvent
+from cluster.journal.audit_event import AuditAction, AuditEvent
 from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import JournalReader
 from cluster.settings import Settings
@@ -23,6 +23,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def registrar(settings: Settings) -> Iterator[Registrar]:
+    wiring.sign_policies(settings)
     opened = wiring.build_registrar(settings)
     yield opened
     opened.close()
@@ -45,6 +46,7 @@ def test_each_change_is_decided_on_the_record_before_it_is_made(settings: Settin
     registrar.cordons.put("w1", "operator:test")
     reader = JournalReader(settings.journal_dir, JournalId(WRITER_ID, 1))
     events = [AuditEvent.from_body(fact.body) for _, fact in reader.read()]
+    events = [e for e in events if e.action != AuditAction.POLICY_LOAD]
     assert [(e.action, e.outcome.value, e.object_id, e.actor) for e in events] == [
         ("cluster:node:drain", "allowed", "w1", "operator:test"),
         ("cluster:node:drain", "done", "w1", "operator:test"),

@@ -27,6 +27,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def registrar(settings: Settings) -> Iterator[Registrar]:
+    wiring.sign_policies(settings)
     opened = wiring.build_registrar(settings)
     opened.register(OWNER, parse_registration({"agent_id": AGENT, "capabilities": ["conversation"]}))
     yield opened

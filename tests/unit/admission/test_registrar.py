@@ -515,6 +515,7 @@ def test_recovery_passes_over_a_governor_that_never_wrote(tmp_path: Path) -> Non
 
 
 def test_policy_status_names_the_bundle(governor: Registrar) -> None:
-    """Which policy decides here is told by revision and digest."""
+    """Which policy decides here is told by revision, digest and number."""
     bundle = load_bundle(POLICIES)
-    assert governor.policy_status() == {"revision": bundle.revision, "digest": RegorusPolicyEngine(bundle).digest}
+    digest = RegorusPolicyEngine(bundle).digest
+    assert governor.policy_status() == {"revision": bundle.revision, "digest": digest, "number": 0}
