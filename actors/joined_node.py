@@ -72,6 +72,7 @@ def leave(settings: Settings, *, timeout_s: float = 90.0, on_progress: Progress 
 class _JoinedNode(Supervisor[NodeState]):
     """One life of a node that joined."""
 
+    command = "sovereign join"
     begin, finish, finish_timeout_s = "join", "leave", 40.0
 
     @classmethod

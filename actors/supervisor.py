@@ -44,6 +44,8 @@ RESTARTS, RESTARTS_WITHIN_S = 5, 600.0
 class Supervisor(ABC, Generic[S]):
     """One run of a node, from its folders to its last process. Every process of it carries the cluster's marker."""
 
+    # What an operator starts it with.
+    command: str
     # What the bootstrap is told to do when the node starts and when it ends, and how long the latter may take.
     begin: str
     finish: str
@@ -148,7 +150,8 @@ class Supervisor(ABC, Generic[S]):
             raise UnavailableError(
                 f"Ray ended by itself with code {code}, after {bound.limit} restarts in {bound.within_s / 60:.0f} minutes. "
                 "What runs here ends; nothing that was registered or recorded is lost.",
-                hint=f"See {self._log_path('ray')} and {self._settings.log_dir / 'ray'} for the reason, then start it again.",
+                hint=f"See {self._log_path('ray')} and {self._settings.log_dir / 'ray'} for the reason, then start it with "
+                f"`{self.command}`.",
             )
         self._progress(f"Ray ended by itself with code {code} (see {self._log_path('ray')}); starting it again")
         self._write("starting")

@@ -53,6 +53,7 @@ def stop(settings: Settings, *, timeout_s: float = 60.0, on_progress: Progress =
 class _Head(Supervisor[ClusterState]):
     """The first node."""
 
+    command = "sovereign up"
     begin, finish, finish_timeout_s = "start", "stop", 20.0
     finishes_unready = True
 

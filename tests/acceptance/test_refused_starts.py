@@ -27,6 +27,7 @@ OPEN_START = """
 import subprocess, sys
 from pathlib import Path
 from actors import topology
+from actors.supervisor import Supervisor
 from cluster.settings import Settings
 
 PART = "import signal, socket; s = socket.create_server(('0.0.0.0', 0)); print(s.getsockname()[1], flush=True); signal.pause()"
@@ -36,7 +37,7 @@ def parts(supervisor, verb, timeout_s):
         part = supervisor._spawn([sys.executable, "-c", PART], None, stdout=subprocess.PIPE)
         print("part", part.stdout.readline().decode().strip(), part.pid, flush=True)
 
-topology._Supervisor._bootstrap = parts
+Supervisor._bootstrap = parts
 topology.run(Settings.load(home=Path(sys.argv[1])), on_progress=print, on_ready=lambda state: sys.exit("ready"))
 """
 
@@ -44,14 +45,14 @@ topology.run(Settings.load(home=Path(sys.argv[1])), on_progress=print, on_ready=
 ENDING_HEAD = """
 import sys
 from pathlib import Path
-from actors import topology
+from actors import supervisor, topology
 from cluster.settings import Settings
 
 HEAD = "import socket, sys; socket.create_server((sys.argv[1], int(sys.argv[2]))).accept()"
 
 topology.head_command = lambda settings, ports: [sys.executable, "-c", HEAD, settings.host, str(ports.gcs)]
-topology._Supervisor._bootstrap = lambda supervisor, verb, timeout_s: None
-topology.HEAD_RESTARTS = 3
+supervisor.Supervisor._bootstrap = lambda self, verb, timeout_s: None
+supervisor.RESTARTS = 3
 topology.run(Settings.load(home=Path(sys.argv[1])), on_progress=print, on_ready=lambda state: print("ready"))
 """
 

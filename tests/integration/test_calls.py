@@ -23,7 +23,8 @@ def script(*steps: dict[str, Any]) -> str:
 def send(cluster: RunningCluster, agent_id: str, text: str, header: str) -> socket.socket:
     """Send a streamed call straight to the replica, and return the connection, on which little waits to be read."""
     body = json.dumps({"model": agent_id, "stream": True, "messages": [{"role": "user", "content": text}]})
-    head = f"Host: x\r\nAuthorization: Bearer {cluster.key}\r\nContent-Length: {len(body)}\r\n{header}\r\n\r\n"
+    kind = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"Host: x\r\nAuthorization: Bearer {cluster.key}\r\n{kind}\r\n{header}\r\n\r\n"
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # which keeps the replica's buffer small too
