@@ -54,6 +54,7 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     settings.secret_dir.mkdir(parents=True)
     (settings.secret_dir / "master-key").write_text("ab" * 32)
     wiring.ensure_first_api_key(settings)
+    wiring.sign_policies(settings)
     # Without its thread for ever: one that outlives a test may collect what only the test's own thread may drop.
     monkeypatch.setattr(Metrics, "of_process", Metrics)
     monkeypatch.setattr(agent_processes, "names", lambda prefix: set())

@@ -13,6 +13,7 @@ import pytest
 from cluster.admission.admission import invocation_request
 from cluster.admission.registrar import Registrar
 from cluster.admission.registry import DeposedError
+from cluster.admission.standing import StandingEngine
 from cluster.errors import (
     AdmissionDeniedError,
     ConflictError,
@@ -263,7 +264,9 @@ def test_the_standing_of_a_made_tenant_is_part_of_the_input(registrar: Registrar
     """So a decision can be asked again years later; of a declared tenant, and from anybody else, there is no such word."""
     make(registrar)
     asked = invocation_request(ADMIN, "invoke", ACME).input_json
-    complete = registrar._engine.complete
+    engine = registrar._policy.now.engine
+    assert isinstance(engine, StandingEngine)
+    complete = engine.complete
     assert json.loads(complete(asked))["standing"] == {"plan": "standard", "active": True}
     said = json.dumps(json.loads(asked) | {"standing": {"plan": "standard", "active": True}}).encode()
     assert "standing" not in json.loads(complete(said.replace(b'"acme"', b'"nobody"')))
