@@ -12,7 +12,7 @@ import pytest
 from cluster.clock import FakeClock
 from cluster.errors import IntegrityError
 from cluster.identity.embedded_key_set import KEPT_S, EmbeddedKeySet
-from tests.tokens import OURS, Identity
+from tests.tokens import OURS, Identity, decode
 
 SECOND = 1_000_000
 
@@ -56,11 +56,13 @@ def test_a_rotated_key_is_kept_until_its_tokens_ended(identity: Identity) -> Non
 def test_another_process_knows_a_new_key_at_once(identity: Identity) -> None:
     """It looks at the file again for a key id that it does not know."""
     other = Identity(identity.folder, identity.clock)
-    identity.keys.rotate()
+    old = other.keys.signing_key().kid
+    new = identity.keys.rotate()
     _, key = identity.api_key()
     token = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    assert decode(token.split(".")[0])["kid"] == new != old
     assert other.verifier.verify(token).principal == key.principal
-    assert other.keys.signing_key().kid == identity.keys.signing_key().kid
+    assert other.keys.signing_key().kid == new
     other.close()
 
 
