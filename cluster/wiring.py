@@ -180,7 +180,8 @@ def build_authenticator(settings: Settings) -> Authenticator:
 
 
 def build_authorization_server(settings: Settings, record: Record) -> AuthorizationServer:
-    """Return the embedded issuer's side of OAuth; `record` writes its facts."""
+    """Return the embedded issuer's side of OAuth, for clients of active tenants; `record` writes its facts."""
+    from cluster.admission.active_tenants import ActiveTenants
     from cluster.identity.api_keys import ApiKeyAuthenticator
     from cluster.identity.authorization_server import AuthorizationServer
     from cluster.identity.revocations import Revocations
@@ -189,7 +190,7 @@ def build_authorization_server(settings: Settings, record: Record) -> Authorizat
     coordination, clock, keys, ours = open_coordination(settings), SystemClock(), signing_keys(settings), _ours(settings)
     return AuthorizationServer(
         ours,
-        api_keys=ApiKeyAuthenticator(coordination, clock),
+        api_keys=ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock),
         keys=keys,
         tokens=TokenIssuer(keys, ours, clock, life_s=settings.token_life_s),
         verifier=_token_verifier(settings, keys),

@@ -51,7 +51,8 @@ class EmbeddedKeySet:
 
     def find(self, key_id: str) -> VerificationKey | None:
         """Return the key of that id that may have signed a token that still lives, or None."""
-        ring = self._ring if key_id in self._ring.found else self._fresh()
+        # The file, always: one that only knows an older file would take a rotated key for ever.
+        ring = self._fresh()
         key = ring.found.get(key_id)
         until_s = ring.until.get(key_id, 0)
         if key is None or (until_s and self._clock.now_us() // 1_000_000 >= until_s):

@@ -66,6 +66,17 @@ def test_another_process_knows_a_new_key_at_once(identity: Identity) -> None:
     other.close()
 
 
+def test_another_process_gives_up_an_old_key_in_time(identity: Identity) -> None:
+    """Also one that never met the new one: an old private key that somebody kept opens nothing for ever."""
+    other = Identity(identity.folder, identity.clock)
+    old = str(other.keys.signing_key().kid)
+    identity.keys.rotate()
+    assert other.keys.find(old) is not None
+    identity.clock.advance(KEPT_S * SECOND)
+    assert other.keys.find(old) is None
+    other.close()
+
+
 def test_many_that_begin_at_once_make_one_key(tmp_path: Path) -> None:
     """However many gateways start on a fresh home."""
     clock, path = FakeClock(), tmp_path / "secrets" / "k.json"
