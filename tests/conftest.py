@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -28,10 +29,21 @@ os.environ["TEST_RUN_ID"] = RUN_ID = secrets.token_hex(8)
 
 from tests.leftovers import foreign_files, marked_processes, open_listeners, wait_until_gone  # noqa: E402
 
+# What ends the shared cluster, and the last test that uses it: those come first, so that it takes nothing from the others'.
+ENDING = pytest.StashKey[contextlib.ExitStack]()
+LAST_USER = pytest.StashKey[pytest.Item]()
+
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[RunningCluster]:
+def cluster(pytestconfig: pytest.Config) -> Iterator[RunningCluster]:
     """A ready cluster with room for many small agents, for every test that does not hurt it; others start their own."""
+    ending = pytestconfig.stash[ENDING]
+    yield ending.enter_context(shared_cluster())
+    ending.close()
+
+
+@contextlib.contextmanager
+def shared_cluster() -> Iterator[RunningCluster]:
     from tests.governors import changed_policies
     from tests.servers.cluster import running_cluster
 
@@ -48,6 +60,23 @@ def cluster() -> Iterator[RunningCluster]:
         yield running
     shutil.rmtree(home)
     planted.unlink()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the files that use the shared cluster first, in their order, and the others after them."""
+    users = [item for item in items if "cluster" in getattr(item, "fixturenames", ())]
+    files = {item.path for item in users}
+    items.sort(key=lambda item: item.path not in files)
+    if users:
+        config.stash[LAST_USER] = max(users, key=items.index)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """End the shared cluster with the last test that uses it."""
+    yield
+    if item is item.config.stash.get(LAST_USER, None):
+        item.config.stash[ENDING].close()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,6 +109,7 @@ LEFT = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT] = []
+    config.stash[ENDING] = contextlib.ExitStack()
 
 
 @pytest.hookimpl(wrapper=True)
