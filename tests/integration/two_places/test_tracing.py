@@ -24,6 +24,12 @@ def path_to(name: str, spans: list[Seen]) -> list[str]:
     return path[::-1]
 
 
+def is_whole(spans: list[Seen], names: set[str], above: str = "") -> bool:
+    """Whether spans of these names are there and no span's parent is missing: a parent ends, and is sent, after its children."""
+    ids = {span.span_id for span in spans} | {above}
+    return names <= {span.name for span in spans} and all((span.parent_id or "") in ids for span in spans)
+
+
 def test_a_call_is_one_tree_down_to_the_tools_process(crowd: RunningCluster, collector: Collector) -> None:
     """Under the client's own span: way in, directory, wake, agent, model, tool, process; the usage row has the trace's id."""
     policy = {"allowed_tools": ["data_analysis"], "resource_limits": {"cpu": "100m", "memory": "512Mi"}}
@@ -37,7 +43,7 @@ def test_a_call_is_one_tree_down_to_the_tools_process(crowd: RunningCluster, col
         assert crowd.http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
         spans = eventually(
             lambda trace_id=trace_id: collector.of(trace_id),
-            lambda seen: {"tool_process", "POST /v1/chat/completions"} <= {s.name for s in seen},
+            lambda seen, client=client: is_whole(seen, {"tool_process", "POST /v1/chat/completions"}, client),
         )
         way_in = next(s for s in spans if s.name.startswith("POST"))
         assert way_in.parent_id == client
@@ -71,7 +77,7 @@ def test_a_registration_shows_its_decision_and_its_transaction(crowd: RunningClu
         roots = [s for s in list(collector.spans) if s.attributes.get("http.route") == "/api/v1/agents"]
         return collector.of(roots[-1].trace_id) if roots else []
 
-    spans = eventually(tree, lambda seen: {"decide", "journal", "transact"} <= {s.name for s in seen})
+    spans = eventually(tree, lambda seen: is_whole(seen, {"decide", "journal", "transact"}))
     above = ["gateway: POST /api/v1/agents", "governance: governance register"]
     for name in ("decide", "journal", "transact"):
         assert path_to(name, spans) == [*above, f"governance: {name}"]
