@@ -16,11 +16,15 @@ from typing import Any
 import orjson
 
 from actors.directory import Directory, Governance
-from actors.wire import CallAnswer, CallOrder
+from actors.invoker import Invocation, Invoker
+from actors.wire import CallAnswer
 from cluster.identity.ids import ProjectId, TenantId, uuid7
 from cluster.identity.principal import Principal
 from cluster.jobs.job import operator
 from cluster.settings import Settings
+
+# Calls of one client at once; more are refused, as at the way in.
+MAX_CALLS = 1_000
 
 
 class GovernanceClient:
@@ -30,7 +34,7 @@ class GovernanceClient:
         self._governance = governance
         self._principal = principal
         self._parent_invocation_id = parent_invocation_id
-        self._directory = Directory(governance)
+        self._invoker = Invoker(Directory(governance), most=MAX_CALLS)
 
     async def register_agent(
         self,
@@ -117,39 +121,32 @@ class GovernanceClient:
         self, agent_id: str, text: str, *, conversation_id: str | None = None, deadline_s: float = 120.0
     ) -> CallAnswer:
         """Return the agent's answer to `text`; its usage fact is in the journal before this returns."""
-        order = self._order(text, conversation_id)
-        return CallAnswer.from_bytes(
-            await self._directory.call(
-                self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
-            )
-        )
+        return await self._invoker.run(self._invocation(agent_id, text, conversation_id, deadline_s))
 
     async def stream(
         self, agent_id: str, text: str, *, conversation_id: str | None = None, deadline_s: float = 120.0
     ) -> AsyncIterator[str]:
         """Yield the agent's answer to `text` piece by piece; leaving early stops the agent's work."""
-        order = self._order(text, conversation_id)
-        stream = await self._directory.stream(
-            self._principal, agent_id, order.to_bytes(), deadline_s=deadline_s, conversation=conversation_id
-        )
+        stream = await self._invoker.open(self._invocation(agent_id, text, conversation_id, deadline_s))
         try:
             async for piece in stream:
-                yield piece.decode()
+                yield piece
         finally:
             await stream.aclose()
 
     async def aclose(self) -> None:
         """Close the connections to agents."""
-        await self._directory.aclose()
+        await self._invoker.aclose()
 
-    def _order(self, text: str, conversation_id: str | None) -> CallOrder:
-        return CallOrder(
-            invocation_id=uuid7(),
-            messages=[{"role": "user", "content": text}],
+    def _invocation(self, agent_id: str, text: str, conversation_id: str | None, deadline_s: float) -> Invocation:
+        return Invocation(
+            self._principal,
+            agent_id,
+            [{"role": "user", "content": text}],
+            deadline_s,
+            conversation_id=conversation_id,
             request_id=uuid7(),
-            project_id=str(self._principal.project),
             parent_invocation_id=self._parent_invocation_id,
-            thread_id=conversation_id,
         )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.directory import Directory, Governance
+from actors.directory import Governance
+from actors.invoker import Invocation, InvocationStream, Invoker
+from actors.wire import CallAnswer
 from cluster.clock import Clock
-from cluster.errors import AdmissionDeniedError, InternalError, OverloadedError, SovereignError, StorageError
+from cluster.errors import AdmissionDeniedError, CancelledCallError, InternalError, SovereignError, StorageError
 from cluster.identity.access_tokens import TokenRefusedError
 from cluster.identity.authentication import Authenticator
 from cluster.identity.key_set import IssuerAwayError
@@ -26,7 +28,7 @@ from cluster.journal.gate import JournalGate
 from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry import tracing
-from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.metrics import Metrics, Stage
 from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
@@ -48,7 +50,7 @@ class Edge:
         *,
         authenticator: Authenticator,
         governance: Governance,
-        directory: Directory,
+        invoker: Invoker,
         journal: JournalWriter,
         gate: JournalGate,
         metrics: Metrics,
@@ -56,14 +58,12 @@ class Edge:
     ) -> None:
         self.settings = settings
         self.governance = governance
-        self.directory = directory
+        self.invoker = invoker
         self.gate = gate
         self.metrics = metrics
         self.clock = clock
         self._authenticator = authenticator
         self._journal = journal
-        # Calls under way in this replica; never above settings.queue_limit.
-        self.calls = 0
 
     def route(
         self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False
@@ -171,38 +171,24 @@ class Edge:
         self._journal.append(Fact(Stream.AUDIT, event.to_body()))
         self._journal.sync()
 
-    def enter_call(self) -> None:
-        """Take a place for a call.
+    async def run(self, request: Request, exchange: Exchange, invocation: Invocation) -> CallAnswer:
+        """Return the agent's whole answer; raises as Invoker.run, and CancelledCallError when the client goes away."""
+        answer: CallAnswer = await _until_gone(request, asyncio.ensure_future(self.invoker.run(invocation)))
+        self.metrics.stage(Stage.CHANNEL, exchange.lap_us())
+        return answer
 
-        Raises OverloadedError at once when this replica holds as many as it may, JournalFullError when the node can
-        record no more.
-        """
-        self.gate.check()
-        if self.calls >= self.settings.queue_limit:
-            raise OverloadedError(
-                f"This gateway holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
-            )
-        self.calls += 1
-        self.metrics.queue_depth(self.calls)
-
-    def leave_call(self) -> None:
-        """Give the place back."""
-        self.calls -= 1
-        self.metrics.queue_depth(self.calls)
-
-    async def until_disconnect(self, request: Request, work: Awaitable[Any]) -> Any:
-        """Return what `work` returns, or cancel it when the client goes away."""
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_disconnected(request))
+    async def open(self, request: Request, exchange: Exchange, invocation: Invocation) -> InvocationStream:
+        """Return the agent's answer as a stream that has begun; raises as `run`. Whoever takes it closes it."""
+        opening = asyncio.ensure_future(self.invoker.open(invocation))
         try:
-            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                task.cancel()
-            return await task
-        finally:
-            gone.cancel()
-            if not task.done():
-                task.cancel()
+            stream: InvocationStream = await _until_gone(request, opening)
+        except CancelledCallError:
+            # It may have opened in the very moment in which the client left.
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                await opening.result().aclose()
+            raise
+        self.metrics.stage(Stage.CHANNEL, exchange.lap_us())
+        return stream
 
     async def ready(self) -> None:
         """Raise UnavailableError unless governance answers."""
@@ -218,6 +204,22 @@ class Edge:
 def _why(error: SovereignError) -> dict[str, str]:
     """Return what operators learn of a refused token, and whoever sent it does not."""
     return {"why": error.__cause__.why} if isinstance(error.__cause__, TokenRefusedError) else {}
+
+
+async def _until_gone(request: Request, task: asyncio.Future[Any]) -> Any:
+    """Return what `task` comes to, or end it and raise CancelledCallError when the client goes away."""
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    except asyncio.CancelledError:
+        raise CancelledCallError("The client went away; the agent's work was stopped.") from None
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
 
 
 async def _disconnected(request: Request) -> None:

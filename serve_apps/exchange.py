@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
 from actors.haproxy_launcher import REQUEST_ID
+from actors.invoker import Invocation
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
@@ -67,6 +69,31 @@ class Exchange:
         now = time.monotonic_ns()
         lap, self.lap_ns = (now - (self.lap_ns or self.began_ns)) // 1_000, now
         return lap
+
+    def invocation(
+        self,
+        principal: Principal,
+        agent_id: str,
+        messages: list[dict[str, Any]],
+        *,
+        longest_s: float,
+        conversation_id: str | None = None,
+        max_output_tokens: int | None = None,
+        temperature: float | None = None,
+    ) -> Invocation:
+        """Return what is asked of an agent; raises as `deadline_s`."""
+        return Invocation(
+            principal,
+            agent_id,
+            messages,
+            self.deadline_s(longest_s),
+            conversation_id=conversation_id,
+            max_output_tokens=max_output_tokens,
+            temperature=temperature,
+            request_id=self.request_id,
+            trace_id=self.trace_id,
+            came_ns=self.began_ns,
+        )
 
     def deadline_s(self, longest_s: float) -> float:
         """Return how many seconds the call may take: what X-Deadline-S asks, at most `longest_s`."""

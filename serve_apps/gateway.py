@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.directory import Directory, Governance
 from actors.heap import settle
+from actors.invoker import Invoker
 from actors.ray_actors import HEAD_RESOURCE
 from actors.ray_internals import bind_replica_server_to
 from cluster import wiring
@@ -64,13 +65,15 @@ class Gateway:
         governance = Governance()
         metrics = Metrics.of_process(settings.metrics_dir, "gateway")
         configure_tracing("gateway", settings, metrics.spans_dropped)
+        gate = wiring.journal_gate(settings)
+        directory = Directory(governance, metrics)
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            directory=Directory(governance, metrics),
+            invoker=Invoker(directory, most=settings.queue_limit, gate=gate, metrics=metrics),
             journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
-            gate=wiring.journal_gate(settings),
+            gate=gate,
             metrics=metrics,
             clock=SystemClock(),
         )
@@ -80,7 +83,7 @@ class Gateway:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
-        return {CALLS: float(self._edge.calls), WAIT_P95: self._wait.p95_s()}
+        return {CALLS: float(self._edge.invoker.calls), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
 
@@ -10,15 +9,11 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.directory import AgentStream
-from actors.wire import CallAnswer, CallOrder
+from actors.invoker import InvocationStream
 from cluster.admission.strict_json import parse_strict_json
-from cluster.errors import CancelledCallError, InternalError, SovereignError
-from cluster.identity.ids import uuid7
-from cluster.identity.principal import Principal
+from cluster.errors import InternalError, SovereignError
 from cluster.identity.roles import Scope
 from cluster.telemetry.metrics import Stage
-from cluster.telemetry.tracing import traceparent
 from serve_apps.chat import ChatRequest, chunk, completion, event
 from serve_apps.edge import Edge, now_s
 from serve_apps.event_stream import EventStream
@@ -40,94 +35,41 @@ class OpenAIRoutes:
         body = await edge.body(request)
         chat = ChatRequest.parse(parse_strict_json(body, max_bytes=edge.settings.max_body_bytes))
         edge.metrics.stage(Stage.PARSE, exchange.lap_us())
-        order = CallOrder(
-            invocation_id=uuid7(),
-            messages=[m.plain() for m in chat.messages],
-            request_id=exchange.request_id,
-            trace_id=exchange.trace_id,
-            traceparent=traceparent(),
-            project_id=str(principal.project),
-            queue_us=exchange.elapsed_us,
-            thread_id=chat.metadata.conversation_id if chat.metadata else None,
+        invocation = exchange.invocation(
+            principal,
+            chat.model,
+            [m.plain() for m in chat.messages],
+            longest_s=edge.settings.call_timeout_s,
+            conversation_id=chat.metadata.conversation_id if chat.metadata else None,
             max_output_tokens=chat.max_completion_tokens or chat.max_tokens,
             temperature=chat.temperature,
         )
-        deadline_s = exchange.deadline_s(edge.settings.call_timeout_s)
-        edge.enter_call()
-        streaming = False
-        try:
-            if chat.stream:
-                response = await self._stream(request, principal, chat, order, exchange, deadline_s=deadline_s)
-                streaming = True
-                return response
-            return await self._whole(request, principal, chat, order, exchange, deadline_s=deadline_s)
-        finally:
-            if not streaming:
-                edge.leave_call()
+        if chat.stream:
+            stream = await edge.open(request, exchange, invocation)
 
-    async def _whole(
-        self,
-        request: Request,
-        principal: Principal,
-        chat: ChatRequest,
-        order: CallOrder,
-        exchange: Exchange,
-        *,
-        deadline_s: float,
-    ) -> Response:
-        edge = self._edge
-        call = edge.directory.call(principal, chat.model, order.to_bytes(), deadline_s=deadline_s, conversation=order.thread_id)
-        try:
-            answer = CallAnswer.from_bytes(await edge.until_disconnect(request, call))
-        except asyncio.CancelledError:
-            raise CancelledCallError("The client went away; the agent's work was stopped.") from None
-        edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
-        body = completion(answer, invocation_id=order.invocation_id, agent_id=chat.model, created_s=now_s())
+            async def end() -> None:
+                await stream.aclose()
+                edge.metrics.stage(Stage.RESPOND, exchange.lap_us())
+
+            events = self._events(stream, chat, invocation.invocation_id, exchange)
+            return EventStream(events, deadline_at=stream.deadline_at, on_end=end)
+        answer = await edge.run(request, exchange, invocation)
+        whole = completion(answer, invocation_id=invocation.invocation_id, agent_id=chat.model, created_s=now_s())
         edge.metrics.stage(Stage.RESPOND, exchange.lap_us())
-        return Response(body, media_type="application/json")
-
-    async def _stream(
-        self,
-        request: Request,
-        principal: Principal,
-        chat: ChatRequest,
-        order: CallOrder,
-        exchange: Exchange,
-        *,
-        deadline_s: float,
-    ) -> Response:
-        edge = self._edge
-        opening = asyncio.ensure_future(
-            edge.directory.stream(principal, chat.model, order.to_bytes(), deadline_s=deadline_s, conversation=order.thread_id)
-        )
-        try:
-            stream = await edge.until_disconnect(request, opening)
-        except asyncio.CancelledError:
-            # It may have opened in the very moment in which the client left.
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await opening.result().aclose()
-            raise CancelledCallError("The client went away; the agent's work was stopped.") from None
-        edge.metrics.stage(Stage.CHANNEL, exchange.lap_us())
-
-        async def end() -> None:
-            await stream.aclose()
-            edge.metrics.stage(Stage.RESPOND, exchange.lap_us())
-            edge.leave_call()
-
-        return EventStream(self._events(stream, chat, order, exchange), deadline_at=stream.deadline_at, on_end=end)
+        return Response(whole, media_type="application/json")
 
     async def _events(
-        self, stream: AgentStream, chat: ChatRequest, order: CallOrder, exchange: Exchange
+        self, stream: InvocationStream, chat: ChatRequest, invocation_id: str, exchange: Exchange
     ) -> AsyncGenerator[bytes, None]:
         """Yield the stream's events; an error on the way is the last of them."""
-        invocation_id, agent_id, created_s = order.invocation_id, str(chat.model), now_s()
+        agent_id, created_s = str(chat.model), now_s()
         try:
             delta = {"role": "assistant", "content": ""}
             yield chunk(invocation_id=invocation_id, agent_id=agent_id, created_s=created_s, delta=delta)
             async for piece in stream:
-                delta = {"content": piece.decode("utf-8", "replace")}
+                delta = {"content": piece}
                 yield chunk(invocation_id=invocation_id, agent_id=agent_id, created_s=created_s, delta=delta)
-            answer = CallAnswer.from_bytes(stream.result)
+            answer = stream.answer
             last = chunk(
                 invocation_id=invocation_id, agent_id=agent_id, created_s=created_s, delta={}, finish_reason=answer.finish_reason
             )

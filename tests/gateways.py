@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from actors import agent_processes, gangs, governance
 from actors.directory import Directory
 from actors.governance import GovernanceActor
+from actors.invoker import Invoker
 from actors.room import Account
 from cluster import wiring
 from cluster.agents.spec import Resources
@@ -65,14 +66,15 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr(governance, "configure_logging", lambda *a, **k: None)
     monkeypatch.setattr(governance, "Reconciler", NoReconciler)
     actor, metrics = GovernanceActor(settings.to_json()), Metrics(settings.metrics_dir, "gateway")
+    gate = open_gate(settings.journal_dir)
     local = cast("Any", InProcess(actor))
     edge = Edge(
         settings,
         authenticator=wiring.build_authenticator(settings),
         governance=local,
-        directory=Directory(local, metrics),
+        invoker=Invoker(Directory(local, metrics), most=settings.queue_limit, gate=gate, metrics=metrics),
         journal=wiring.open_journal(settings, "gateway.test"),
-        gate=open_gate(settings.journal_dir),
+        gate=gate,
         metrics=metrics,
         clock=SystemClock(),
     )

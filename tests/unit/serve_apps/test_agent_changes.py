@@ -10,6 +10,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from actors.invoker import Invoker
 from cluster.clock import SystemClock
 from cluster.errors import PreconditionFailedError
 from cluster.identity.ids import ProjectId, TenantId
@@ -70,7 +71,7 @@ async def client(tmp_path: Path, governance: Governance) -> AsyncIterator[httpx.
         Settings(home=tmp_path),
         authenticator=fake,
         governance=fake,
-        directory=fake,
+        invoker=Invoker(fake, most=64),
         journal=fake,
         gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),

@@ -8,6 +8,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from actors.invoker import Invoker
 from cluster.clock import FakeClock
 from cluster.errors import StorageError
 from cluster.identity.ids import ProjectId, TenantId
@@ -41,7 +42,7 @@ class Node:
             settings,
             authenticator=everyone,
             governance=everyone,
-            directory=everyone,
+            invoker=Invoker(everyone, most=64, gate=gate),
             journal=everyone,
             gate=gate,
             metrics=Metrics(home, "gateway"),
@@ -72,7 +73,7 @@ def node(tmp_path: Path) -> Node:
 
 
 async def test_threat_64_a_call_is_refused_before_anybody_is_asked(node: Node) -> None:
-    """Control: Edge.enter_call. 503 with a code and Retry-After, in the shape that OpenAI's clients read."""
+    """Control: Invoker._enter. 503 with a code and Retry-After, in the shape that OpenAI's clients read."""
     node.waiting(LIMIT)
     answer = await node.post("/v1/chat/completions", CALL)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "3")

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from actors.invoker import Invoker
 from cluster.clock import FakeClock
 from cluster.identity.authorization_server import ACCESS_TOKEN, EXCHANGE
 from cluster.identity.key_set import ALGORITHMS
@@ -52,7 +53,7 @@ class Door:
             Settings(home=home),
             authenticator=identity.authenticator,
             governance=behind,
-            directory=behind,
+            invoker=Invoker(behind, most=64),
             journal=behind,
             gate=open_gate(home),
             metrics=Metrics(home, "gateway"),

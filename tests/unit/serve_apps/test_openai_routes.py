@@ -11,6 +11,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from actors.invoker import Invoker
 from cluster.clock import SystemClock
 from cluster.errors import CancelledCallError
 from cluster.identity.ids import ProjectId, TenantId
@@ -65,7 +66,7 @@ def edge(tmp_path: Path, collaborators: Collaborators) -> Edge:
         Settings(home=tmp_path, queue_limit=1),
         authenticator=fake,
         governance=fake,
-        directory=fake,
+        invoker=Invoker(fake, most=1, gate=open_gate(tmp_path)),
         journal=fake,
         gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),
@@ -102,7 +103,7 @@ async def test_a_client_that_leaves_before_the_first_piece_is_seen(edge: Edge, c
     with pytest.raises(CancelledCallError):
         await task
     assert collaborators.given_up == 1
-    edge.enter_call()
+    assert edge.invoker.calls == 0
 
 
 async def test_a_stream_that_opens_as_its_client_leaves_is_given_up(edge: Edge, collaborators: Collaborators) -> None:
@@ -111,4 +112,4 @@ async def test_a_stream_that_opens_as_its_client_leaves_is_given_up(edge: Edge, 
     with pytest.raises(CancelledCallError):
         await task
     assert collaborators.given_up == 1
-    edge.enter_call()
+    assert edge.invoker.calls == 0

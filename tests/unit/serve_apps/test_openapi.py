@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from actors.directory import Directory, Governance
+from actors.invoker import Invoker
 from cluster import wiring
 from cluster.agents.registration import parse_registration
 from cluster.clock import SystemClock
@@ -33,7 +34,7 @@ async def document(tmp_path: Path) -> dict[str, Any]:
         settings,
         authenticator=wiring.build_authenticator(settings),
         governance=governance,
-        directory=Directory(governance, metrics),
+        invoker=Invoker(Directory(governance, metrics), most=64),
         journal=wiring.open_journal(settings, "gateway.test"),
         gate=wiring.journal_gate(settings),
         metrics=metrics,

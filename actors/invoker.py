@@ -1,0 +1,161 @@
+"""The one road to an agent: every protocol, job and client calls through it, so that no bound can be passed by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.directory import AgentStream, Directory
+from actors.wire import CallAnswer, CallOrder
+from cluster.errors import OverloadedError
+from cluster.identity.ids import uuid7
+from cluster.identity.principal import Principal
+from cluster.journal.gate import JournalGate
+from cluster.telemetry.metrics import Metrics
+from cluster.telemetry.tracing import traceparent
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What is asked of an agent, whatever protocol brought it."""
+
+    principal: Principal
+    agent_id: str
+    # OpenAI chat messages, checked.
+    messages: list[dict[str, Any]]
+    # Seconds from now until which it must have ended, a wake included.
+    deadline_s: float
+    # Its turns are the agent's to remember; None for a call of its own.
+    conversation_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    request_id: str = ""
+    trace_id: str = ""
+    parent_invocation_id: str = ""
+    # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
+    invocation_id: str = field(default_factory=uuid7)
+    # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
+    came_ns: int = field(default_factory=time.monotonic_ns)
+
+    def order(self) -> CallOrder:
+        """Return it as the agent takes it, now."""
+        return CallOrder(
+            invocation_id=self.invocation_id,
+            messages=self.messages,
+            request_id=self.request_id,
+            trace_id=self.trace_id,
+            traceparent=traceparent(),
+            project_id=str(self.principal.project),
+            parent_invocation_id=self.parent_invocation_id,
+            queue_us=(time.monotonic_ns() - self.came_ns) // 1_000,
+            thread_id=self.conversation_id,
+            max_output_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+        )
+
+
+class InvocationStream:
+    """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
+
+    def __init__(self, stream: AgentStream, invoker: Invoker) -> None:
+        self._stream = stream
+        self._invoker: Invoker | None = invoker
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async for piece in self._stream:
+            yield piece.decode("utf-8", "replace")
+
+    @property
+    def answer(self) -> CallAnswer:
+        """What the call came to, with an empty text; raises RuntimeError before the end."""
+        return CallAnswer.from_bytes(self._stream.result)
+
+    @property
+    def deadline_at(self) -> float:
+        """When the call's time is up, by the loop's clock."""
+        return self._stream.deadline_at
+
+    async def aclose(self) -> None:
+        """Give the call up, or back its place after its end; a second time does nothing."""
+        invoker, self._invoker = self._invoker, None
+        if invoker is not None:
+            try:
+                await self._stream.aclose()
+            finally:
+                invoker._leave()
+
+
+class Invoker:
+    """Calls agents, within what this process may hold at once. For one event loop."""
+
+    def __init__(
+        self, directory: Directory, *, most: int, gate: JournalGate | None = None, metrics: Metrics | None = None
+    ) -> None:
+        """Hold at most `most` calls; with `gate` take none on while the node can record no more."""
+        self._directory = directory
+        self._most = most
+        self._gate = gate
+        self._metrics = metrics
+        # Calls under way; never above `most`.
+        self.calls = 0
+
+    async def run(self, invocation: Invocation) -> CallAnswer:
+        """Return the agent's whole answer; its usage fact is in the journal before that.
+
+        Raises OverloadedError at once when this process holds as many calls as it may, JournalFullError when the node can
+        record no more, and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
+        """
+        self._enter()
+        try:
+            answer = await self._directory.call(
+                invocation.principal,
+                invocation.agent_id,
+                invocation.order().to_bytes(),
+                deadline_s=invocation.deadline_s,
+                conversation=invocation.conversation_id,
+            )
+        finally:
+            self._leave()
+        return CallAnswer.from_bytes(answer)
+
+    async def open(self, invocation: Invocation) -> InvocationStream:
+        """Return the answer as a stream, once its first piece or its end is there; it holds a place until `aclose`.
+
+        Raises as `run` does; what happens later is raised to whoever iterates.
+        """
+        self._enter()
+        try:
+            stream = await self._directory.stream(
+                invocation.principal,
+                invocation.agent_id,
+                invocation.order().to_bytes(),
+                deadline_s=invocation.deadline_s,
+                conversation=invocation.conversation_id,
+            )
+        except BaseException:
+            self._leave()
+            raise
+        return InvocationStream(stream, self)
+
+    async def aclose(self) -> None:
+        """Close the connections to agents."""
+        await self._directory.aclose()
+
+    def _enter(self) -> None:
+        if self._gate is not None:
+            self._gate.check()
+        if self.calls >= self._most:
+            raise OverloadedError(
+                f"This process holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+            )
+        self._change(1)
+
+    def _leave(self) -> None:
+        self._change(-1)
+
+    def _change(self, by: int) -> None:
+        self.calls += by
+        if self._metrics is not None:
+            self._metrics.queue_depth(self.calls)
