@@ -174,6 +174,11 @@ class CallBooks:
             thread_id=order.thread_id,
             max_output_tokens=order.max_output_tokens,
             temperature=order.temperature,
+            model_settings=order.model_settings,
+            client_tools=order.client_tools,
+            response_schema=order.response_schema,
+            instructions=order.instructions,
+            after=order.after,
         )
 
     def admit(self) -> None:

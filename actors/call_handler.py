@@ -63,7 +63,8 @@ class CallHandler:
         text = await self._think(entry, incoming)
         if incoming.why:
             raise asyncio.CancelledError  # somebody swallowed it; the caller hears all the same that the call was ended
-        answer = CallAnswer(text, entry.meter.finish_reason, entry.meter.model, entry.used()).to_bytes()
+        meter = entry.meter
+        answer = CallAnswer(text, meter.finish_reason, meter.model, entry.used(), meter.client_calls).to_bytes()
         incoming.check_result(answer)
         return answer
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.directory import AgentStream, Directory
 from actors.wire import CallAnswer, CallOrder
+from cluster.agents.client_tools import ClientTools
 from cluster.errors import OverloadedError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
@@ -31,6 +32,12 @@ class Invocation:
     conversation_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # As cluster/agents/call.py has them.
+    model_settings: dict[str, Any] | None = None
+    client_tools: ClientTools | None = None
+    response_schema: dict[str, Any] | None = None
+    instructions: str = ""
+    after: str | None = None
     request_id: str = ""
     trace_id: str = ""
     parent_invocation_id: str = ""
@@ -53,6 +60,11 @@ class Invocation:
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,
             temperature=self.temperature,
+            model_settings=self.model_settings,
+            client_tools=self.client_tools,
+            response_schema=self.response_schema,
+            instructions=self.instructions,
+            after=self.after,
         )
 
 
