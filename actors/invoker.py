@@ -80,6 +80,11 @@ class InvocationStream:
             yield piece.decode("utf-8", "replace")
 
     @property
+    def ended(self) -> bool:
+        """Whether all of its text was read and `answer` is there."""
+        return self._stream.ended
+
+    @property
     def answer(self) -> CallAnswer:
         """What the call came to, with an empty text; raises RuntimeError before the end."""
         return CallAnswer.from_bytes(self._stream.result)

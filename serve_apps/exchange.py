@@ -80,8 +80,9 @@ class Exchange:
         conversation_id: str | None = None,
         max_output_tokens: int | None = None,
         temperature: float | None = None,
+        **asked: Any,
     ) -> Invocation:
-        """Return what is asked of an agent; raises as `deadline_s`."""
+        """Return what is asked of an agent, with more of an Invocation's fields as `asked`; raises as `deadline_s`."""
         return Invocation(
             principal,
             agent_id,
@@ -93,6 +94,7 @@ class Exchange:
             request_id=self.request_id,
             trace_id=self.trace_id,
             came_ns=self.began_ns,
+            **asked,
         )
 
     def deadline_s(self, longest_s: float) -> float:
