@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     )
     wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    runs_at_once: int = Field(
+        64, ge=1, description="Runs that one gateway carries at once; others wait. A run is a call that outlives its connection."
+    )
+    runs_waiting: int = Field(1000, ge=1, description="Runs of one tenant that have not ended; one more is answered 429.")
+    runs_kept: int = Field(10_000, ge=1, description="Runs of one tenant that have ended and are kept; the oldest go.")
+    runs_keep_s: int = Field(7 * 86400, ge=60, description="How long a run that has ended is kept.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
     public_url: str = Field(
@@ -236,6 +242,11 @@ class Settings(BaseSettings):
     def coordination_path(self) -> Path:
         """The SQLite file behind the embedded coordination port."""
         return self.home / "coordination.sqlite"
+
+    @property
+    def runs_path(self) -> Path:
+        """The SQLite file of the runs, which all gateways share."""
+        return self.home / "runs.sqlite"
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -33,6 +33,7 @@ from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
 from serve_apps.problems import problem_response
+from serve_apps.runs import Runs
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Edge:
         gate: JournalGate,
         metrics: Metrics,
         clock: Clock,
+        runs: Runs | None = None,
     ) -> None:
         self.settings = settings
         self.governance = governance
@@ -64,6 +66,14 @@ class Edge:
         self.clock = clock
         self._authenticator = authenticator
         self._journal = journal
+        self._runs = runs
+
+    @property
+    def runs(self) -> Runs:
+        """Calls that outlive their connection; raises InternalError where there are none."""
+        if self._runs is None:
+            raise InternalError("This gateway keeps no runs.")
+        return self._runs
 
     def route(
         self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False
@@ -173,7 +183,7 @@ class Edge:
 
     async def run(self, request: Request, exchange: Exchange, invocation: Invocation) -> CallAnswer:
         """Return the agent's whole answer; raises as Invoker.run, and CancelledCallError when the client goes away."""
-        answer: CallAnswer = await _until_gone(request, asyncio.ensure_future(self.invoker.run(invocation)))
+        answer: CallAnswer = await until_gone(request, asyncio.ensure_future(self.invoker.run(invocation)))
         self.metrics.stage(Stage.CHANNEL, exchange.lap_us())
         return answer
 
@@ -181,7 +191,7 @@ class Edge:
         """Return the agent's answer as a stream that has begun; raises as `run`. Whoever takes it closes it."""
         opening = asyncio.ensure_future(self.invoker.open(invocation))
         try:
-            stream: InvocationStream = await _until_gone(request, opening)
+            stream: InvocationStream = await until_gone(request, opening)
         except CancelledCallError:
             # It may have opened in the very moment in which the client left.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
@@ -206,7 +216,7 @@ def _why(error: SovereignError) -> dict[str, str]:
     return {"why": error.__cause__.why} if isinstance(error.__cause__, TokenRefusedError) else {}
 
 
-async def _until_gone(request: Request, task: asyncio.Future[Any]) -> Any:
+async def until_gone(request: Request, task: asyncio.Future[Any]) -> Any:
     """Return what `task` comes to, or end it and raise CancelledCallError when the client goes away."""
     gone = asyncio.ensure_future(_disconnected(request))
     try:
