@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     runs_waiting: int = Field(1000, ge=1, description="Runs of one tenant that have not ended; one more is answered 429.")
     runs_kept: int = Field(10_000, ge=1, description="Runs of one tenant that have ended and are kept; the oldest go.")
     runs_keep_s: int = Field(7 * 86400, ge=60, description="How long a run that has ended is kept.")
+    idempotency_keep_s: int = Field(
+        86400, ge=600, description="How long an answer is kept for calls that are sent again with the same Idempotency-Key."
+    )
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
     public_url: str = Field(
@@ -247,6 +250,11 @@ class Settings(BaseSettings):
     def runs_path(self) -> Path:
         """The SQLite file of the runs, which all gateways share."""
         return self.home / "runs.sqlite"
+
+    @property
+    def answers_path(self) -> Path:
+        """The SQLite file of answers that are kept by Idempotency-Key, which all gateways share."""
+        return self.home / "answers.sqlite"
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -32,6 +32,7 @@ from cluster.telemetry.metrics import Metrics, Stage
 from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
+from serve_apps.idempotency import Idempotency
 from serve_apps.problems import problem_response
 from serve_apps.runs import Runs
 
@@ -57,6 +58,7 @@ class Edge:
         metrics: Metrics,
         clock: Clock,
         runs: Runs | None = None,
+        idempotency: Idempotency | None = None,
     ) -> None:
         self.settings = settings
         self.governance = governance
@@ -67,6 +69,7 @@ class Edge:
         self._authenticator = authenticator
         self._journal = journal
         self._runs = runs
+        self.idempotency = idempotency
 
     @property
     def runs(self) -> Runs:
@@ -76,11 +79,11 @@ class Edge:
         return self._runs
 
     def route(
-        self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False
+        self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False, idempotent: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record.
 
-        `name` is the route's method and path, which its spans have.
+        `name` is the route's method and path, which its spans have. With `idempotent` an Idempotency-Key is heeded.
         """
         method, _, path = name.partition(" ")
         attributes = {"http.request.method": method, "http.route": path}
@@ -94,7 +97,8 @@ class Edge:
             with ExitStack() as traced:
                 span = traced.enter_context(tracing.span(name, kind="server", parent=exchange.traceparent, attributes=attributes))
                 exchange.trace_id = exchange.trace_id or span.trace_id
-                response = await answer(request, exchange)
+                kept = idempotent and exchange.idempotency_key is not None
+                response = await answer(request, exchange, once if kept else handler)
                 span.set({"http.response.status_code": response.status_code})
                 if response.status_code >= 500:
                     span.failed(str(response.status_code))
@@ -102,7 +106,13 @@ class Edge:
                     response.keep(traced.pop_all())
                 return response
 
-        async def answer(request: Request, exchange: Exchange) -> Response:
+        async def once(request: Request, exchange: Exchange) -> Response:
+            if self.idempotency is None:
+                raise InternalError("This gateway keeps no answers.")
+            principal, body = self.authenticate(exchange, Scope.AGENTS_INVOKE), await self.body(request)
+            return await self.idempotency.answer(request, exchange, principal, body, lambda r: answer(r, exchange, handler))
+
+        async def answer(request: Request, exchange: Exchange, handler: Handler) -> Response:
             try:
                 if not takes_body:
                     refuse_body(request)
@@ -152,6 +162,7 @@ class Edge:
         Returns the error to answer with: `error`, or the one that kept it from being recorded.
         """
         self.metrics.refused(error.code)
+        exchange.failed = error
         if error.status >= 500:
             return error
         who = exchange.principal

@@ -20,6 +20,7 @@ from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
+from serve_apps.idempotency import build_idempotency
 from serve_apps.runs import Runs, build_runs
 
 NAME = "gateway"
@@ -86,6 +87,7 @@ class Gateway:
             metrics=metrics,
             clock=SystemClock(),
             runs=_SWITCH.runs,
+            idempotency=build_idempotency(settings, journal),
         )
         self._wait = LoopWait()
         _SWITCH.app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))

@@ -25,6 +25,7 @@ from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
 from serve_apps.app import create_app
 from serve_apps.edge import Edge
+from serve_apps.idempotency import build_idempotency
 from serve_apps.runs import build_runs
 from tests.gates import open_gate
 
@@ -71,7 +72,7 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     local = cast("Any", InProcess(actor))
     invoker = Invoker(Directory(local, metrics), most=settings.queue_limit, gate=gate, metrics=metrics)
     journal = wiring.open_journal(settings, "gateway.test")
-    runs = build_runs(settings, invoker, journal)
+    runs, idempotency = build_runs(settings, invoker, journal), build_idempotency(settings, journal)
     edge = Edge(
         settings,
         authenticator=wiring.build_authenticator(settings),
@@ -82,11 +83,13 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         metrics=metrics,
         clock=SystemClock(),
         runs=runs,
+        idempotency=idempotency,
     )
     try:
         yield create_app(edge)
     finally:
         await runs.aclose()
+        await idempotency.aclose()
         edge.close()
         await actor.drain_all()
         actor._threads.shutdown()
