@@ -150,6 +150,10 @@ class AgentStream:
         """Give the call up."""
         await self._stream.aclose()
 
+    async def stopped(self) -> None:
+        """Wait until the agent has stopped a call that was given up, and its last fact is written."""
+        await self._stream.stopped()
+
 
 class Directory:
     """Resolves agents once and keeps the road open; finds again what moved.
@@ -182,9 +186,19 @@ class Directory:
         raise self._moved(agent_id)
 
     async def stream(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> AgentStream:
-        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
+        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
@@ -192,6 +206,10 @@ class Directory:
             stream = link.client.stream(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             try:
                 return AgentStream(await anext(stream, None), stream)
+            except asyncio.CancelledError:
+                if until_stopped:
+                    await stream.stopped()
+                raise
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:

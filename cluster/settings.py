@@ -65,6 +65,15 @@ class Settings(BaseSettings):
     )
     wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
     queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    runs_at_once: int = Field(
+        64, ge=1, description="Runs that one gateway carries at once; others wait. A run is a call that outlives its connection."
+    )
+    runs_waiting: int = Field(1000, ge=1, description="Runs of one tenant that have not ended; one more is answered 429.")
+    runs_kept: int = Field(10_000, ge=1, description="Runs of one tenant that have ended and are kept; the oldest go.")
+    runs_keep_s: int = Field(7 * 86400, ge=60, description="How long a run that has ended is kept.")
+    idempotency_keep_s: int = Field(
+        86400, ge=600, description="How long an answer is kept for calls that are sent again with the same Idempotency-Key."
+    )
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
     public_url: str = Field(
@@ -236,6 +245,16 @@ class Settings(BaseSettings):
     def coordination_path(self) -> Path:
         """The SQLite file behind the embedded coordination port."""
         return self.home / "coordination.sqlite"
+
+    @property
+    def runs_path(self) -> Path:
+        """The SQLite file of the runs, which all gateways share."""
+        return self.home / "runs.sqlite"
+
+    @property
+    def answers_path(self) -> Path:
+        """The SQLite file of answers that are kept by Idempotency-Key, which all gateways share."""
+        return self.home / "answers.sqlite"
 
     @property
     def checkpoint_dir(self) -> Path:

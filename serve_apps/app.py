@@ -26,6 +26,8 @@ from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
 from serve_apps.tenancy_routes import TenancyRoutes
 
+# Calls that are done once for each Idempotency-Key. Registrations heed it by themselves.
+IDEMPOTENT = {"/v1/chat/completions", "/v1/responses", "/api/v1/agents/{agent_id}/runs"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -95,7 +97,13 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
     ]
     calls: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler, body, statuses in table:
-        endpoint = edge.route(handler, f"{method} {path}", openai=path.startswith("/v1/"), takes_body=body is not None)
+        endpoint = edge.route(
+            handler,
+            f"{method} {path}",
+            openai=path.startswith("/v1/"),
+            takes_body=body is not None,
+            idempotent=method == "POST" and path in IDEMPOTENT,
+        )
         if handler == openai.chat_completions:
             calls[method, path] = endpoint
         app.add_api_route(
