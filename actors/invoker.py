@@ -67,6 +67,7 @@ class Invocation:
             response_schema=self.response_schema,
             instructions=self.instructions,
             after=self.after,
+            depth=self.principal.depth,
         )
 
 

@@ -10,6 +10,8 @@ import ray
 
 from actors.ray_environment import NAMESPACE
 
+# The governance actor, which everybody finds by its name.
+GOVERNANCE: Final = "governance"
 # Ray gives this resource to its head, under whatever id it comes back.
 HEAD_RESOURCE: Final = "node:__internal_head__"
 # A handle has its actor's methods, which Ray's own generic type cannot say: it makes every call `Never`.

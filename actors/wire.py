@@ -1,8 +1,9 @@
 """What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
 
 call    {"v": 1, "invocation_id", "request_id", "trace_id", "traceparent", "project_id", "parent_invocation_id", "reservation_id",
-         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature"}, and where they are asked for "model_settings",
-         "client_tools": {"functions", "required", "named", "parallel"}, "response_schema", "instructions", "after"
+         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"}, and where they are asked for
+         "model_settings", "client_tools": {"functions", "required", "named", "parallel"}, "response_schema", "instructions",
+         "after"
 chunk   the next piece of the answer's text, UTF-8
 result  {"v": 1, "text", "finish_reason", "model", "usage": {…}}, and "tool_calls" where they ended the turn;
         the text is empty when it was streamed
@@ -40,6 +41,8 @@ class CallOrder:
     thread_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # How often this work was handed on from agent to agent; 0 for what a person or a program asked.
+    depth: int = 0
     # As cluster/agents/call.py has them.
     model_settings: dict[str, Any] | None = None
     client_tools: ClientTools | None = None

@@ -18,11 +18,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from actors.governance import NAME as GOVERNANCE
 from actors.governance import start_governance
 from actors.local_model import start_local_model
 from actors.nodes import living_ids, nodes_of_ray
-from actors.ray_actors import find, names
+from actors.ray_actors import GOVERNANCE, find, names
 from actors.ray_environment import NAMESPACE, Ports
 from actors.shipper import PREFIX as SHIPPERS
 from actors.shipper import shipper_name, start_shipper
