@@ -25,7 +25,7 @@ from serve_apps.functions import (
 )
 
 # What pydantic puts into a path to say which kind of message it means.
-_KINDS = ("system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema")
+_KINDS = ("system", "developer", "user", "assistant", "tool")
 StopWord = Annotated[str, Field(min_length=1, max_length=256)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,6 +14,7 @@ from cluster.errors import FieldError, InvalidRequestError
 
 MAX_FUNCTIONS = 128
 _NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+_FORMS = ("text", "json_object", "json_schema")
 FunctionName = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -108,19 +110,25 @@ def model_settings(**asked: Any) -> dict[str, Any] | None:
 
 def field_errors(error: ValidationError, kinds: Collection[str]) -> list[FieldError]:
     """Return the wrong fields, by the paths that the client knows: without the `kinds` that pydantic tells unions apart by."""
-    found = []
+    found: dict[str, FieldError] = {}
     for one in error.errors(include_url=False)[:20]:
-        before = [None, *one["loc"]]
-        path = [str(x) for x, last in zip(one["loc"], before, strict=False) if x not in kinds or not _may_be_kind(last)]
-        if "discriminator" in (context := one.get("ctx", {})):
-            path.append(str(context["discriminator"]).strip("'"))
-        found.append(FieldError(".".join(path) or "body", one["msg"]))
-    return found
+        location = [None, *one["loc"]]
+        path = [str(x) for before, x in pairwise(location) if not _is_kind(x, before, kinds)]
+        if "discriminator" in (context := one.get("ctx", {})) and "'" in context["discriminator"]:
+            path.append(context["discriminator"].strip("'"))
+        if path[-1:] == ["str"]:  # what may be text or a list is told as either
+            path.pop()
+        name = ".".join(path) or "body"
+        found.setdefault(name, FieldError(name, one["msg"]))
+    # What is wrong within a list says more than that it is no text.
+    return [e for e in found.values() if not any(other.startswith(f"{e.field}.") for other in found)]
 
 
-def _may_be_kind(before: int | str | None) -> bool:
+def _is_kind(step: int | str | None, before: int | str | None, kinds: Collection[str]) -> bool:
+    if isinstance(step, str) and step.startswith("list["):
+        return True
     # A union stands in a list or is a field of a request; a field of the same name stands elsewhere.
-    return isinstance(before, int) or before in ("response_format", "format")
+    return step in (kinds if isinstance(before, int) else _FORMS if before in ("response_format", "format") else ())
 
 
 def _wrong(field: str, why: str) -> InvalidRequestError:

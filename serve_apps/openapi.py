@@ -15,9 +15,11 @@ from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
 from serve_apps.native_routes import IF_MATCH_PATTERN
+from serve_apps.responses import ResponseRequest
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
+    ResponseRequest,
     RegistrationRequest,
     GangRequest,
     TenantRequest,
@@ -37,6 +39,12 @@ _OF_TENANT: Final = {
     "in": "query",
     "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
     "description": "Whose key it is, for operators; anyone else has those of their own tenant.",
+}
+_DEADLINE: Final = {
+    "name": "X-Deadline-S",
+    "in": "header",
+    "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
+    "description": "Stop the work after so many seconds, such as 2.5.",
 }
 _KEY: Final[dict[str, Any]] = {
     **dict.fromkeys(("key_id", "name", "last4", "tenant", "project", "created_at"), _TEXT),
@@ -135,14 +143,7 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
             "description": "The same key with the same body is answered as the first time.",
         }
     ],
-    "chat_completions": [
-        {
-            "name": "X-Deadline-S",
-            "in": "header",
-            "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
-            "description": "Stop the work after so many seconds, such as 2.5.",
-        }
-    ],
+    **{key: [_DEADLINE] for key in ("chat_completions", "create_response")},
     "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
     "list_keys": [_AFTER | {"description": "Begin after this key id."}, _LIMIT, _OF_TENANT],
     **{name: [_OF_TENANT] for name in ("show_key", "rotate_key", "revoke_key")},
@@ -187,9 +188,9 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
     }
     done: dict[str, Any] = {"application/json": {"schema": _ref(_ANSWERS[name]) if name in _ANSWERS else {"type": "object"}}}
-    if body is ChatRequest:
+    if body in (ChatRequest, ResponseRequest):
         done["text/event-stream"] = {
-            "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
+            "schema": {"type": "string", "description": "With `stream`: the answer as it is made, in OpenAI's events."}
         }
     extra: dict[str, Any] = {
         "responses": {str(s): {"description": "Done", "content": done} for s in statuses}
@@ -200,7 +201,10 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
+    path_schemas = {
+        **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "model"), _NAME),
+        **dict.fromkeys(("key_id", "response_id"), _TEXT),
+    }
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in path_schemas.items()
