@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 GRACE_S = 2.0
 
 
+class Last(bytes):
+    """The last events of a stream, which are sent as its end."""
+
+
 OnTape = Callable[[bytes | None], Awaitable[None]]
 
 
@@ -67,9 +71,13 @@ class EventStream(Response):
         try:
             async with bound, _until_gone(receive):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                last = b""
                 async for events in self._events:
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    if isinstance(events, Last):
+                        last = events
+                    else:
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send({"type": "http.response.body", "body": last, "more_body": False})
         except TimeoutError:
             if not bound.expired():
                 raise

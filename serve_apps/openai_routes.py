@@ -19,7 +19,7 @@ from cluster.telemetry.metrics import Stage
 from serve_apps.chat import ChatRequest
 from serve_apps.completions import ChunkWriter, completion, event
 from serve_apps.edge import Edge, now_s
-from serve_apps.event_stream import EventStream
+from serve_apps.event_stream import EventStream, Last
 from serve_apps.exchange import Exchange
 from serve_apps.problems import openai_error
 
@@ -67,7 +67,7 @@ class OpenAIRoutes:
                 if not stream.ended:
                     yield events
                     events = b""
-            yield events + chunks.end(stream.answer, with_usage=with_usage)
+            yield Last(events + chunks.end(stream.answer, with_usage=with_usage))
         except SovereignError as error:
             told = self._edge.record(error, exchange, "/v1/chat/completions")
             yield events + event({"error": openai_error(told)})

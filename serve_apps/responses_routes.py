@@ -20,7 +20,7 @@ from cluster.identity.roles import Scope
 from cluster.runs.run import Run, RunStatus
 from cluster.telemetry.metrics import Stage
 from serve_apps.edge import Edge, now_s
-from serve_apps.event_stream import EventStream
+from serve_apps.event_stream import EventStream, Last
 from serve_apps.exchange import Exchange
 from serve_apps.problems import openai_error
 from serve_apps.response_objects import ResponseEvents, ResponseObject, parts_of
@@ -133,7 +133,7 @@ class ResponsesRoutes:
                 if not stream.ended:
                     yield events
                     events = b""
-            yield events + writer.end(stream.answer)
+            yield Last(events + writer.end(stream.answer))
         except SovereignError as error:
             yield events + writer.failed(openai_error(self._edge.record(error, exchange, _PATH)))
         except Exception:
