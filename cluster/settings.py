@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     runs_waiting: int = Field(1000, ge=1, description="Runs of one tenant that have not ended; one more is answered 429.")
     runs_kept: int = Field(10_000, ge=1, description="Runs of one tenant that have ended and are kept; the oldest go.")
     runs_keep_s: int = Field(7 * 86400, ge=60, description="How long a run that has ended is kept.")
+    webhook_origins: str = Field(
+        "",
+        description="Origins such as `http://10.0.0.5:8080`, separated by commas, that webhooks may go to beside public HTTPS hosts.",
+    )
     idempotency_keep_s: int = Field(
         86400, ge=600, description="How long an answer is kept for calls that are sent again with the same Idempotency-Key."
     )
@@ -209,6 +213,11 @@ class Settings(BaseSettings):
     def most_gateways(self) -> int:
         """The gateway processes that there may be at once."""
         return max(self.gateway_max_replicas or (os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
+
+    @property
+    def webhook_origin_list(self) -> tuple[str, ...]:
+        """The origins that webhooks may go to though they are private, or not HTTPS."""
+        return tuple(origin for origin in self.webhook_origins.replace(" ", "").split(",") if origin)
 
     @property
     def run_dir(self) -> Path:

@@ -31,6 +31,8 @@ class RunRecords:
         self.store = store
         # Set when a run was made, is to be cancelled, or has ended; cleared by whoever looks after runs.
         self.moved = asyncio.Event()
+        # Set when a run has ended; cleared by whoever tells of it.
+        self.ended = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="runs")
         self._watches: dict[str, set[asyncio.Event]] = {}
         self._written = asyncio.Event()
@@ -86,14 +88,17 @@ class RunRecords:
             # What changed before is not known: everybody looks for themselves.
             self._seen = await self.read(self.store.last_change)
             told = [event for events in self._watches.values() for event in events]
-            moved = True
+            moved = ended = True
         else:
             changes = await self.read(self.store.changes, self._seen)
             self._seen = changes[-1].number if changes else self._seen
             told = [event for change in changes for event in self._watches.get(change.run_id, ())]
+            ended = any(c.status.ended for c in changes)
             moved = any(c.status is not RunStatus.RUNNING or c.cancel_requested for c in changes)
         for event in told:
             event.set()
         if moved:
             self.moved.set()
+        if ended:
+            self.ended.set()
         return True
