@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +17,7 @@ from serve_apps.chat import Message
 
 # A bound is needed somewhere: what a client has its run remember is no place for documents.
 MAX_METADATA: Final = 16
+QUIET_S: Final = 15.0
 
 
 class RunBody(BaseModel):
@@ -52,7 +54,7 @@ class RunBody(BaseModel):
         except ValidationError as e:
             wrong = [FieldError(".".join(map(str, x["loc"])) or "body", x["msg"]) for x in e.errors(include_url=False)[:20]]
             raise InvalidRequestError("The run is not valid.", errors=wrong) from None
-        if (body.text is None) == (body.messages is None):
+        if bool(body.text) == bool(body.messages):
             raise InvalidRequestError("The run is not valid.", errors=[FieldError("messages", "give either text or messages")])
         return body
 
@@ -84,10 +86,26 @@ def run_object(run: Run) -> dict[str, Any]:
 
 
 async def run_events(events: AsyncGenerator[RunEvent]) -> AsyncGenerator[bytes]:
-    """Yield events as server-sent events: `text` with a piece, last `end` with the run; each with its number as its id."""
-    async for event in events:
-        if event.run is None:
-            name, data = "text", {"text": event.text}
+    """Yield events as server-sent events: `text` with a piece, last `end` with the run; each with its number as its id.
+
+    While nothing comes a comment is sent now and then, so that nobody on the way takes the connection for dead.
+    """
+    coming: asyncio.Future[RunEvent] | None = None
+    try:
+        while True:
+            coming = asyncio.ensure_future(anext(events))
+            while not (await asyncio.wait((coming,), timeout=QUIET_S))[0]:
+                yield b": quiet\n\n"
+            event = await coming
+            if event.run is None:
+                name, data = "text", {"text": event.text}
+            else:
+                name, data = "end", run_object(event.run)
+            yield f"id: {event.seq}\nevent: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
+    except StopAsyncIteration:
+        return
+    finally:
+        if coming is not None and not coming.done():
+            coming.cancel()
         else:
-            name, data = "end", run_object(event.run)
-        yield f"id: {event.seq}\nevent: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
+            await events.aclose()

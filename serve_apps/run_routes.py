@@ -18,10 +18,10 @@ from cluster.runs.run import RunStatus
 from serve_apps.edge import Edge, until_gone
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
+from serve_apps.queries import read_query
 from serve_apps.run_requests import RunBody, run_events, run_object
 from serve_apps.runs import RunRequest
 
-MAX_PAGE: Final = 1000
 # How long one connection may follow a run; after that it is followed on another, from where it stood.
 FOLLOW_S: Final = 3600.0
 _LIST: Final = frozenset({"thread_id", "status", "after", "limit"})
@@ -72,12 +72,8 @@ class RunRoutes:
     async def list_runs(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/runs?thread_id=&status=&after=&limit=: the tenant's runs, the newest first."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_INVOKE)
-        query = request.query_params
-        if unknown := sorted(set(query) - _LIST):
-            raise InvalidRequestError("Unknown query parameter.", errors=[FieldError(u[:64], "is unknown") for u in unknown])
-        limit, status, thread_id = query.get("limit", "100"), query.get("status", ""), query.get("thread_id", "")
-        if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
-            raise _wrong("limit", f"must be a number from 1 to {MAX_PAGE}")
+        query = read_query(request, _LIST)
+        limit, status, thread_id = int(query.get("limit", "100")), query.get("status", ""), query.get("thread_id", "")
         if status and status not in set(RunStatus):
             raise _wrong("status", f"must be one of {', '.join(RunStatus)}")
         runs = await self._edge.runs.list_runs(
@@ -85,10 +81,10 @@ class RunRoutes:
             "native",
             thread_id=Identifier.parse(thread_id, "thread_id") if thread_id else None,
             status=RunStatus(status) if status else None,
-            after=query.get("after", "")[:64],
-            limit=int(limit),
+            after=query.get("after", ""),
+            limit=limit,
         )
-        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if len(runs) == int(limit) else ""})
+        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if len(runs) == limit else ""})
 
     async def show_run(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/runs/{run_id}: a run as it stands, with its answer when it has ended."""
@@ -104,7 +100,7 @@ class RunRoutes:
         await self._edge.runs.get(principal, run_id)
         events = self._edge.runs.events(principal, run_id, int(seen), cancel_on_disconnect=False)
         ends = asyncio.get_running_loop().time() + FOLLOW_S
-        return EventStream(run_events(events), deadline_at=ends, on_end=events.aclose)
+        return EventStream(run_events(events), deadline_at=ends, on_end=_nothing)
 
     async def cancel_run(self, request: Request, exchange: Exchange) -> Response:
         """POST /api/v1/runs/{run_id}/cancel: end a run; the answer comes when its work has stopped and is billed."""
@@ -125,6 +121,10 @@ class RunRoutes:
     def _asked(self, request: Request, exchange: Exchange) -> tuple[Principal, str]:
         principal = self._edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         return principal, str(request.path_params["run_id"])
+
+
+async def _nothing() -> None:
+    """The events hold nothing beyond themselves."""
 
 
 def _wrong(field: str, why: str) -> InvalidRequestError:
