@@ -15,6 +15,7 @@ from actors.agent_books import AgentBooks
 from actors.call_handler import CallHandler
 from actors.channel import ChannelServer
 from actors.heap import Leavings, settle
+from actors.peers import PeerInvoker
 from actors.start_order import StartOrder
 from cluster.clock import SystemClock
 from cluster.errors import IllegalTransitionError
@@ -156,7 +157,10 @@ class LiveAgent:
         self._order = order
         self._agent_id = str(spec.agent_id)
         self._books = books
-        self._brain = wiring.build_brain(settings, order.record, egress_hosts=order.egress_hosts, on_refusal=books.refused_tool)
+        self._peers = PeerInvoker(order.tenant, self._agent_id)
+        self._brain = wiring.build_brain(
+            settings, order.record, egress_hosts=order.egress_hosts, on_refusal=books.refused_tool, peers=self._peers
+        )
         self._enforcement = enforce(
             cpu_milli=spec.resources.cpu_milli,
             memory_bytes=spec.resources.memory_bytes,
@@ -229,5 +233,6 @@ class LiveAgent:
             await self._server.drain(timeout_s)
             await self._server.close()
         await self._brain.close()
+        await self._peers.aclose()
         self._enforcement.close()
         self._books.close()

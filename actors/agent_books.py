@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -160,7 +161,7 @@ class CallBooks:
 
     __slots__ = ("_books", "_event_id", "_order", "_started_mono_us", "_started_us", "_used", "call", "meter")
 
-    def __init__(self, books: AgentBooks, order: CallOrder) -> None:
+    def __init__(self, books: AgentBooks, order: CallOrder, deadline_s: float) -> None:
         self._books = books
         self._order = order
         self._event_id = uuid7()
@@ -174,6 +175,10 @@ class CallBooks:
             thread_id=order.thread_id,
             max_output_tokens=order.max_output_tokens,
             temperature=order.temperature,
+            request_id=order.request_id,
+            project_id=order.project_id,
+            depth=order.depth,
+            ends_ns=time.monotonic_ns() + int(deadline_s * 1e9),
         )
 
     def admit(self) -> None:

@@ -32,7 +32,7 @@ class CallHandler:
         """Return the result frame's body; raises what ends the call otherwise. Either way its last fact is written first."""
         order = CallOrder.from_bytes(incoming.payload)
         started = self._books.order
-        entry = CallBooks(self._books, order)
+        entry = CallBooks(self._books, order, incoming.deadline_s)
         entry.admit()
         spec, parent = started.record.spec, order.traceparent
         attributes: dict[str, tracing.Value] = {

@@ -18,8 +18,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.channel import CallStream, ChannelClient
-from actors.governance import NAME
-from actors.ray_actors import Handle, find
+from actors.ray_actors import GOVERNANCE, Handle, find
 from actors.resolved import Resolved
 from cluster.errors import (
     AgentLostError,
@@ -44,8 +43,8 @@ REPLICAS_KNOWN_S = 1.0
 MAX_LINKS = 10_000
 
 
-# tenant, agent, subject, scopes: a ticket names its caller, and was given for what they might do then.
-LinkKey = tuple[str, str, str, frozenset[str]]
+# tenant, agent, subject, scopes, depth: a ticket names its caller, and was given for what they might do then.
+LinkKey = tuple[str, str, str, frozenset[str], int]
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +97,7 @@ class Governance:
         while True:
             try:
                 if self._handle is None:
-                    self._handle = await asyncio.to_thread(find, NAME)
+                    self._handle = await asyncio.to_thread(find, GOVERNANCE)
                 under = {"trace": trace} if (trace := traceparent()) else {}
                 remote = getattr(self._handle, method).remote(*arguments, **under)
                 document = json.loads(await asyncio.wait_for(remote, max(0.1, deadline - time.monotonic())))
@@ -164,7 +163,7 @@ class Directory:
         self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
     ) -> bytes:
         """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
-        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes)
+        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)
@@ -191,7 +190,7 @@ class Directory:
 
         With `until_stopped` cancelling this waits until the agent has stopped its work.
         """
-        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes)
+        key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)

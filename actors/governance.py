@@ -21,9 +21,9 @@ from typing import Any, Literal, TypeVar
 
 from ray.exceptions import RayError
 
-from actors.agent_processes import AgentProcesses
+from actors.agent_processes import TICKET_TTL_S, AgentProcesses
 from actors.nodes import nodes_of_ray, to_public
-from actors.ray_actors import Handle, create, find
+from actors.ray_actors import GOVERNANCE, Handle, create, find
 from actors.ray_internals import ControlStore
 from actors.reconciler import Reconciler
 from actors.shipper import shipper_name, start_shipper
@@ -45,7 +45,6 @@ from cluster.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NAME = "governance"
 # Threads of each kind that run decisions and transactions; each keeps a policy engine of its own.
 THREADS = 8
 FLUSH_TIMEOUT_S = 20.0
@@ -205,7 +204,7 @@ class GovernanceActor:
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "model")
         self._gate.check()
-        await self._run(partial(self._registrar.check_invocation, who, agent))
+        await self._run(partial(self._registrar.invocations.check, who, agent, ttl_s=TICKET_TTL_S))
         found = await self._processes.resolve(who.tenant, agent, who.subject, not_generation)
         return {"replicas": [resolved.to_json() for resolved in found]}
 
@@ -307,6 +306,12 @@ class GovernanceActor:
         return {"node": name}
 
     @_answered
+    async def renew_agents(self) -> int:
+        """End the agents' processes one after the other, none of them under a call, and return how many there were."""
+        await self._prepared()
+        return await self._processes.renew(self._settings.call_timeout_s)
+
+    @_answered
     async def push_policy(self, artefact: bytes, actor: str) -> dict[str, Any]:
         """Put a signed policy bundle in force; what is refused changes nothing."""
         await self._prepared()
@@ -365,7 +370,7 @@ class GovernanceActor:
         except BaseException:
             self._registrar.close()
             raise
-        reconciler = Reconciler(NAME, self._processes, self._registrar, ControlStore, self._run)
+        reconciler = Reconciler(GOVERNANCE, self._processes, self._registrar, ControlStore, self._run)
         self._reconciling = asyncio.ensure_future(reconciler.look_for_ever())
         log.info("governance is ready: %d agents live", len(self._processes.live))
 
@@ -412,4 +417,4 @@ def forget_conversations(settings: Settings, record: AgentRecord) -> None:
 
 def start_governance(settings: Settings) -> Handle:
     """Create the governance actor of this cluster, or return the one that runs."""
-    return create(GovernanceActor, settings.to_json(), name=NAME, restarts=True, concurrency=4096, on_head=True)
+    return create(GovernanceActor, settings.to_json(), name=GOVERNANCE, restarts=True, concurrency=4096, on_head=True)

@@ -28,11 +28,12 @@ REQUEST_ID = "[A-Za-z0-9._-]{1,64}"
 SERVE_HEADERS = (
     "^(x-request-timeout-seconds|x-request-disconnect-disabled|x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id)$"
 )
-# Of two request ids Serve takes one and the gateway the other.
+# Of two request ids Serve takes one and the gateway the other, and both put theirs on the answer.
 CLEANED = f"""\
     http-request del-header {SERVE_HEADERS} -m reg
     http-request del-header x-request-id if {{ req.fhdr_cnt(x-request-id) gt 1 }}
     http-request del-header x-request-id if !{{ req.fhdr(x-request-id) -m reg ^{REQUEST_ID}$ }}
+    http-response set-header x-request-id %[res.fhdr(x-request-id,1)] if {{ res.fhdr_cnt(x-request-id) gt 1 }}
 """
 
 # What HAProxy answers when no gateway does: status, code, what happened, what to do, and seconds for Retry-After.

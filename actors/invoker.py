@@ -55,6 +55,7 @@ class Invocation:
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,
             temperature=self.temperature,
+            depth=self.principal.depth,
         )
 
 

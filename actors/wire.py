@@ -1,7 +1,7 @@
 """What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
 
 call    {"v": 1, "invocation_id", "request_id", "trace_id", "traceparent", "project_id", "parent_invocation_id", "reservation_id",
-         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature"}
+         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"}
 chunk   the next piece of the answer's text, UTF-8
 result  {"v": 1, "text", "finish_reason", "model", "usage": {…}}; the text is empty when it was streamed
 """
@@ -37,6 +37,8 @@ class CallOrder:
     thread_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # How often this work was handed on from agent to agent; 0 for what a person or a program asked.
+    depth: int = 0
 
     @property
     def recorded_trace(self) -> str:

@@ -53,10 +53,14 @@ allow if {
 	every _, passed in checks { passed == true }
 }
 
+default all_failures := {}
+
+all_failures := object.union(data.sovereign.admission.failures, failures) if not allow
+
 decision := object.union(data.sovereign.admission.decision, {
 	"allow": allow,
-	"checks": object.union(data.sovereign.admission.decision.checks, checks),
-	"failures": object.union(data.sovereign.admission.decision.failures, failures),
+	"checks": object.union(data.sovereign.admission.checks, checks),
+	"failures": all_failures,
 })
 """
 

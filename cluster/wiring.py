@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cluster.admission.policy_engine import PolicyEngine
     from cluster.admission.registrar import Registrar
     from cluster.agents.brain import Brain
+    from cluster.agents.delegation import Peers
     from cluster.agents.middleware import OnRefusal
     from cluster.agents.record import AgentRecord
     from cluster.agents.sandbox import Sandbox
@@ -98,10 +99,13 @@ def open_answers(settings: Settings) -> AnswerStore:
     return SqliteAnswers(settings.answers_path, AnswerBounds(keep_us=settings.idempotency_keep_s * 1_000_000))
 
 
-def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[str, ...], on_refusal: OnRefusal) -> Brain:
+def build_brain(
+    settings: Settings, record: AgentRecord, *, egress_hosts: tuple[str, ...], on_refusal: OnRefusal, peers: Peers | None = None
+) -> Brain:
     """Return what answers an agent's calls: its model, its granted tools in the sandbox, its conversations.
 
-    `egress_hosts` are the hosts that its tools may fetch from. Raises ConfigurationError for a model that can't be had.
+    `egress_hosts` are the hosts that its tools may fetch from, `peers` the agents that it may hand work to. Raises
+    ConfigurationError for a model that can't be had.
     """
     from cluster.agents.brain import Brain
     from cluster.agents.conversation_locks import ConversationLocks
@@ -113,7 +117,7 @@ def build_brain(settings: Settings, record: AgentRecord, *, egress_hosts: tuple[
     api_key = usual_secrets().resolve(reference) if reference else None
     return Brain(
         build_model(spec.model, local_model_url=settings.local_model_url, api_key=api_key),
-        _build_tools(settings, record, egress_hosts),
+        _build_tools(settings, record, egress_hosts, peers),
         instructions=spec.instructions or DEFAULT_INSTRUCTIONS,
         max_iterations=spec.max_iterations,
         model_name=spec.model,
@@ -128,15 +132,17 @@ def checkpoint_path(settings: Settings, record: AgentRecord) -> Path:
     return settings.checkpoint_dir / record.tenant / f"{record.spec.agent_id}-{record.decision_id}.sqlite"
 
 
-def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[str, ...]) -> list[BaseTool]:
+def _build_tools(settings: Settings, record: AgentRecord, egress_hosts: tuple[str, ...], peers: Peers | None) -> list[BaseTool]:
     if not record.tools:
         return []
     from cluster.agents.catalogue import ToolSettings, build_tools
+    from cluster.agents.delegation import ASK_AGENT, ask_agent_tool
     from cluster.agents.egress import EgressPolicy
     from cluster.agents.sandbox import ToolLimits
 
-    return build_tools(
-        record.tools,
+    asking = [ask_agent_tool(peers)] if peers is not None and ASK_AGENT in record.tools else []
+    return asking + build_tools(
+        [name for name in record.tools if name != ASK_AGENT],
         sandbox=open_sandbox(settings.sandbox, probed=settings.sandbox != "auto"),
         limits=ToolLimits.within(record.spec.resources.memory_bytes),
         egress=EgressPolicy(hosts=egress_hosts),

@@ -48,16 +48,21 @@ default tools := set()
 
 tools := data.sovereign.terms.wanted_tools if allow
 
+default failures := {}
+
+# Said only of what is refused: an admission need not look for sentences.
+failures := object.union_n([
+	data.sovereign.terms.failures,
+	data.sovereign.data_access.declared_failures,
+	data.sovereign.region.declared_failures,
+	data.sovereign.compliance.declared_failures,
+	own_failures,
+]) if not allow
+
 decision := {
 	"allow": allow,
 	"checks": checks,
-	"failures": object.union_n([
-		data.sovereign.terms.failures,
-		data.sovereign.data_access.declared_failures,
-		data.sovereign.region.declared_failures,
-		data.sovereign.compliance.declared_failures,
-		own_failures,
-	]),
+	"failures": failures,
 	"obligations": sort(obligations),
 	"tools": sort(tools),
 }

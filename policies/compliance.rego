@@ -18,11 +18,8 @@ compliance_supported if {
 	}
 }
 
-# The sets asked for that there are; a name that is none is refused above.
-asked contains name if {
-	some name in agent.compliance
-	data.catalog.compliance[name]
-}
+# The sets asked for that there are, with what they say; a name that is none is refused above.
+asked := {name: rule | some name in agent.compliance; rule := data.catalog.compliance[name]}
 
 provider := split(agent.model, ":")[0]
 
@@ -31,8 +28,8 @@ default compliance_providers := false
 compliance_providers if {
 	is_array(agent.compliance)
 	is_string(provider)
-	every name in asked {
-		provider in data.catalog.compliance[name].providers.allowed
+	every rule in asked {
+		provider in rule.providers.allowed
 	}
 }
 
@@ -41,9 +38,9 @@ default compliance_egress := false
 compliance_egress if {
 	is_array(agent.compliance)
 	is_array(agent.network_access)
-	every name in asked {
+	every rule in asked {
 		every place in agent.network_access {
-			place in data.catalog.compliance[name].egress.allowed
+			place in rule.egress.allowed
 		}
 	}
 }
@@ -53,8 +50,8 @@ default compliance_regions := false
 compliance_regions if {
 	is_array(agent.compliance)
 	is_string(agent.region)
-	every name in asked {
-		agent.region in data.catalog.compliance[name].regions.allowed
+	every rule in asked {
+		agent.region in rule.regions.allowed
 	}
 }
 
@@ -63,8 +60,8 @@ default compliance_data_access := false
 compliance_data_access if {
 	is_array(agent.compliance)
 	is_string(agent.data_access_level)
-	every name in asked {
-		agent.data_access_level in data.catalog.compliance[name].data_access_levels.allowed
+	every rule in asked {
+		agent.data_access_level in rule.data_access_levels.allowed
 	}
 }
 
@@ -101,8 +98,8 @@ declared_failures["compliance_providers"] := sprintf(
 ) if {
 	not compliance_providers
 	against := sort({said(name, rule.clause) |
-		some name in asked
-		rule := data.catalog.compliance[name].providers
+		some name, set in asked
+		rule := set.providers
 		not provider in rule.allowed
 	})
 }
@@ -113,8 +110,8 @@ declared_failures["compliance_egress"] := sprintf(
 ) if {
 	not compliance_egress
 	against := sort({said(name, rule.clause) |
-		some name in asked
-		rule := data.catalog.compliance[name].egress
+		some name, set in asked
+		rule := set.egress
 		some place in agent.network_access
 		not place in rule.allowed
 	})
@@ -126,8 +123,8 @@ declared_failures["compliance_regions"] := sprintf(
 ) if {
 	not compliance_regions
 	against := sort({said(name, rule.clause) |
-		some name in asked
-		rule := data.catalog.compliance[name].regions
+		some name, set in asked
+		rule := set.regions
 		not agent.region in rule.allowed
 	})
 }
@@ -138,8 +135,8 @@ declared_failures["compliance_data_access"] := sprintf(
 ) if {
 	not compliance_data_access
 	against := sort({said(name, rule.clause) |
-		some name in asked
-		rule := data.catalog.compliance[name].data_access_levels
+		some name, set in asked
+		rule := set.data_access_levels
 		not agent.data_access_level in rule.allowed
 	})
 }

@@ -19,6 +19,11 @@ same_tenant if {
 	child.tenant == input.principal.tenant
 }
 
+default parent_may_delegate := false
+
+# Granted at its admission, and asked again whenever it wakes.
+parent_may_delegate if "ask_agent" in parent.tools
+
 default not_itself := false
 
 not_itself if {
@@ -76,6 +81,7 @@ subset(some_names, all_names) if {
 checks := {
 	"tenant_active": data.sovereign.terms.tenant_active,
 	"same_tenant": same_tenant,
+	"parent_may_delegate": parent_may_delegate,
 	"not_itself": not_itself,
 	"scopes_within_parent": scopes_within_parent,
 	"tools_within_parent": tools_within_parent,
@@ -98,6 +104,10 @@ failures["tenant_active"] := data.sovereign.terms.not_active if not data.soverei
 # Said to operators only: whoever asks is told that there is no such agent.
 failures["same_tenant"] := "Parent and child are not both of the caller's tenant. Delegate within one tenant." if {
 	not same_tenant
+}
+
+failures["parent_may_delegate"] := "The parent was not granted the tool ask_agent. Register it with the capability delegation." if {
+	not parent_may_delegate
 }
 
 failures["not_itself"] := "An agent can't delegate to itself. Name another agent." if not not_itself

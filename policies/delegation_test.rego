@@ -8,7 +8,7 @@ good := {
 		"tenant": "acme",
 		"agent_id": "planner-1",
 		"scopes": ["sovereign:agents:invoke", "sovereign:usage:read"],
-		"tools": ["search", "report"],
+		"tools": ["search", "report", "ask_agent"],
 		"network_access": ["outside"],
 		"data_access_level": "private",
 		"expires_us": 2000,
@@ -36,6 +36,10 @@ decided(doc) := answer if {
 }
 
 failed(doc) := {name | some name, passed in decided(doc).checks; passed != true}
+
+test_a_parent_without_the_tool_hands_nothing_on if {
+	failed(parent({"tools": ["search", "report"]})) == {"parent_may_delegate"}
+}
 
 test_fewer_rights_may_be_handed_on if decided(good).allow == true
 

@@ -62,9 +62,12 @@ class _Any(jws.JWSRegistry):
 
 def sign(header: dict[str, Any], claims: object, key: Key, *, alg: str = "") -> str:
     """Return a token signed with `key` by `alg`, whatever its header says."""
-    signing_input = f"{encode(header)}.{encode(claims)}"
-    algorithm = _Any.algorithms[alg or header["alg"]]
-    return f"{signing_input}.{encode(algorithm.sign(signing_input.encode(), key))}"
+    return sign_as_is(f"{encode(header)}.{encode(claims)}", key, alg or header["alg"])
+
+
+def sign_as_is(signing_input: str, key: Key, alg: str) -> str:
+    """Return the token of a header and a body that are encoded already, whatever they are."""
+    return f"{signing_input}.{encode(_Any.algorithms[alg].sign(signing_input.encode(), key))}"
 
 
 class Identity:

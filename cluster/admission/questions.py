@@ -7,14 +7,15 @@ way. A rule that gives no clean answer grants nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 
-from cluster.admission.admission import ACTIVATION, ADMISSION, INVOCATION, Entrypoint
+from cluster.admission.admission import ACTIVATION, ADMISSION, INVOCATION, AdmissionRequest, Entrypoint
 from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
 from cluster.agents.record import AgentRecord
+from cluster.identity.principal import Principal
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ DELEGATION: Final = Entrypoint(
         {
             "tenant_active",
             "same_tenant",
+            "parent_may_delegate",
             "not_itself",
             "scopes_within_parent",
             "tools_within_parent",
@@ -90,3 +92,30 @@ def granted_hosts(engine: PolicyEngine, record: AgentRecord) -> tuple[str, ...]:
         log.warning("agent %s of %s reaches no host: the policy's grant is no list of names", record.spec.agent_id, record.tenant)
         return ()
     return tuple(hosts)
+
+
+def delegation_request(who: Principal, parent: AgentRecord, child: AgentRecord, *, expires_us: int) -> AdmissionRequest:
+    """Return the question whether the agent `parent`, for which `who` stands, may hand work to the agent `child`.
+
+    Both are held to their records, whatever who asks says of them; `expires_us` is when what is granted ends, for both.
+    """
+    scopes = sorted(who.scopes)
+    document = {
+        "principal": {"tenant": who.tenant},
+        "parent": _rights(parent, scopes, expires_us, who.depth - 1),
+        "child": _rights(child, scopes, expires_us, who.depth),
+    }
+    return AdmissionRequest(DELEGATION, orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
+
+
+def _rights(record: AgentRecord, scopes: Sequence[str], expires_us: int, depth: int) -> dict[str, Any]:
+    return {
+        "tenant": record.tenant,
+        "agent_id": record.spec.agent_id,
+        "scopes": scopes,
+        "tools": list(record.tools),
+        "network_access": list(record.spec.network_access),
+        "data_access_level": record.spec.data_access_level,
+        "expires_us": expires_us,
+        "depth": depth,
+    }

@@ -24,11 +24,12 @@ from cluster.admission.cordons import Cordons
 from cluster.admission.decision_journal import DecisionJournal, FactSink
 from cluster.admission.decisions import Decisions, denied
 from cluster.admission.gangs import Gangs
+from cluster.admission.invocations import Invocations
 from cluster.admission.policy_in_force import PolicyInForce
 from cluster.admission.questions import granted_hosts
 from cluster.admission.reconciliation import SeenActor
 from cluster.admission.recovery import recover
-from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key
+from cluster.admission.registry import DeposedError, LiveRow, Registry, digest_key, not_found
 from cluster.admission.standing import PolicyForTenants
 from cluster.admission.tenancy import Tenancy
 from cluster.admission.tenants import Tenants
@@ -45,7 +46,6 @@ from cluster.coordination.coordination import Coordination
 from cluster.coordination.epochs import fence
 from cluster.errors import (
     ConflictError,
-    NotFoundError,
     SovereignError,
     StorageError,
     UnavailableError,
@@ -115,6 +115,8 @@ class Registrar:
         self._changes = Changes(self._registry, self._decisions, self._lock)
         self._gangs = Gangs(coordination, self._registry, self._decisions, self._lock, clock)
         self._activator = Activator(self._registry, of_tenants, self._journal, node=node)
+        # Who may call whom.
+        self.invocations = Invocations(self._registry, of_tenants, self._journal, clock)
         # How another policy comes into force.
         self.bundles = Bundles(
             coordination, fence(EPOCH_NAME, epoch), self._journal, policy, opener=opener, shelf=shelf, clock=clock
@@ -275,12 +277,6 @@ class Registrar:
     def check_activation(self, tenant: TenantId, agent_id: AgentId) -> Decision:
         """Return what today's policy says to waking this agent, without waking it; raises NotFoundError."""
         return self._activator.ask(self.get(tenant, agent_id))
-
-    def check_invocation(self, principal: Principal, agent_id: AgentId) -> None:
-        """Return when today's policy lets the principal call its tenant's agents; raises AdmissionDeniedError."""
-        decision = decide(self._policy.now.engine, invocation_request(principal, "invoke", principal.tenant))
-        if not decision.allow:
-            raise denied(f"Agent {agent_id} can't be called", decision, decision.failed)
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide again, and begin one more generation of an agent; returns the record and the generation to start.
@@ -475,8 +471,3 @@ class Registrar:
 
     def _lock(self, tenant: TenantId) -> threading.Lock:
         return self._tenant_locks[hash(tenant) % len(self._tenant_locks)]
-
-
-def not_found(agent_id: AgentId) -> NotFoundError:
-    """Return the one error for an agent that is not there, or is not the caller's."""
-    return NotFoundError(f"There is no agent {agent_id}.", hint="List the agents to see which there are.")

@@ -25,7 +25,7 @@ from cluster.admission.catalog import Plan
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import ABSENT, Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
-from cluster.errors import ConflictError, IntegrityError, UnavailableError
+from cluster.errors import ConflictError, IntegrityError, NotFoundError, UnavailableError
 from cluster.identity.ids import AgentId, TenantId
 from cluster.telemetry.tracing import span
 
@@ -265,3 +265,8 @@ def _live_path(record: AgentRecord) -> str:
 
 def _kept_path(record: AgentRecord) -> str:
     return f"/kept/{record.tenant}.{record.spec.agent_id}"
+
+
+def not_found(agent_id: AgentId) -> NotFoundError:
+    """Return the one error for an agent that is not there, or is not the caller's."""
+    return NotFoundError(f"There is no agent {agent_id}.", hint="List the agents to see which there are.")

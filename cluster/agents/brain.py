@@ -23,7 +23,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 
-from cluster.agents.call import CURRENT_METER, Call, CallMeter
+from cluster.agents.call import CURRENT_CALL, CURRENT_METER, Call, CallMeter
 from cluster.agents.checkpointer import CheckpointStore
 from cluster.agents.conversation_locks import ConversationLocks
 from cluster.agents.governed_model import CURRENT_OPTIONS, CallOptions, GovernedModel
@@ -77,6 +77,7 @@ class Brain:
         """
         meter.model = self._model_name
         options = self._options(call, None)
+        call_token = CURRENT_CALL.set(call)
         meter_token = CURRENT_METER.set(meter)
         options_token = CURRENT_OPTIONS.set(options)
         try:
@@ -90,6 +91,7 @@ class Brain:
         finally:
             CURRENT_OPTIONS.reset(options_token)
             CURRENT_METER.reset(meter_token)
+            CURRENT_CALL.reset(call_token)
 
     async def stream(self, call: Call, meter: CallMeter) -> AsyncGenerator[str, None]:
         """Yield the model's text as it comes, metering like `run` and raising the same.
@@ -101,6 +103,7 @@ class Brain:
         sink: asyncio.Queue[str | None] = asyncio.Queue(STREAM_BUFFER)
         # The work gets its own context, because a generator shares its caller's.
         context = contextvars.copy_context()
+        context.run(CURRENT_CALL.set, call)
         context.run(CURRENT_METER.set, meter)
         context.run(CURRENT_OPTIONS.set, self._options(call, sink))
         work: Coroutine[Any, Any, str] = (

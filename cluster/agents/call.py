@@ -18,6 +18,12 @@ class Call:
     thread_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # Whose work it is, for what the agent hands on: the caller's request and project, and how often it was handed on so far.
+    request_id: str = ""
+    project_id: str = "default"
+    depth: int = 0
+    # When its time is up, by the monotonic clock in nanoseconds; 0 without a bound.
+    ends_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -42,5 +48,7 @@ class CallMeter:
     provider_usage: list[dict[str, Any]] = field(default_factory=list)
 
 
+# The call that the running task works for; what the agent hands on belongs to it.
+CURRENT_CALL: ContextVar[Call] = ContextVar("sovereign_call")
 # The meter of the call that the running task works for; tools and models find it here.
 CURRENT_METER: ContextVar[CallMeter] = ContextVar("sovereign_call_meter")

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, Final, cast
 
 from joserfc.errors import JoseError
-from joserfc.jwk import OKPKey
+from joserfc.jwk import ECKey
 
 from cluster.clock import Clock
 from cluster.errors import IntegrityError
@@ -28,7 +28,7 @@ KEPT_S: Final = MAX_LIFE_S + 60
 class _Ring:
     """What the file holds, and which file that was."""
 
-    signing: OKPKey
+    signing: ECKey
     # Every public key, as a JSON Web Key, with the second until which it holds; 0 for the one that signs.
     public: tuple[tuple[dict[str, Any], int], ...]
     found: dict[str, VerificationKey]
@@ -59,7 +59,7 @@ class EmbeddedKeySet:
             return None
         return key
 
-    def signing_key(self) -> OKPKey:
+    def signing_key(self) -> ECKey:
         """Return the key that signs now."""
         return self._fresh().signing
 
@@ -79,7 +79,7 @@ class EmbeddedKeySet:
                 return  # another process was quicker
             now_s = self._clock.now_us() // 1_000_000
             kept = [] if first else [(jwk, until or now_s + KEPT_S) for jwk, until in self._read().public]
-            key = OKPKey.generate_key("Ed25519", {"alg": SIGNING_ALGORITHM, "use": "sig"}, auto_kid=True)
+            key = ECKey.generate_key("P-256", {"alg": SIGNING_ALGORITHM, "use": "sig"}, auto_kid=True)
             document = {
                 "signing": key.as_dict(private=True),
                 "retired": [{"until_s": until, "key": jwk} for jwk, until in kept if now_s < until],
@@ -138,7 +138,7 @@ class EmbeddedKeySet:
             os.close(descriptor)
 
 
-def _private(jwk: dict[str, Any]) -> OKPKey:
+def _private(jwk: dict[str, Any]) -> ECKey:
     if "d" not in jwk:
         raise ValueError("it is a public key")
-    return OKPKey.import_key(cast("Any", jwk))
+    return ECKey.import_key(cast("Any", jwk))

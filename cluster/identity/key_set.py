@@ -18,7 +18,7 @@ from cluster.errors import UnavailableError
 # What may be pinned: signatures by a key pair. With a shared secret, whoever checks a token could make one.
 ALGORITHMS: Final = ("Ed25519", "EdDSA", "ES256", "ES384", "PS256", "RS256")
 # What the embedded issuer signs with.
-SIGNING_ALGORITHM: Final = "Ed25519"
+SIGNING_ALGORITHM: Final = "ES256"
 MAX_KEYS: Final = 64
 MAX_KEY_ID: Final = 256
 _EC_ALGORITHMS: Final = {"P-256": "ES256", "P-384": "ES384"}
@@ -61,7 +61,7 @@ class KeySet(Protocol):
 class SigningKeySet(KeySet, Protocol):
     """The keys of the embedded issuer, with the one that signs."""
 
-    def signing_key(self) -> OKPKey:
+    def signing_key(self) -> ECKey:
         """Return the key that signs now."""
         ...
 

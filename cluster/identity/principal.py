@@ -18,14 +18,17 @@ class Principal:
     project: ProjectId
     subject: str
     scopes: frozenset[Scope]
+    # The agent that asks on behalf of whoever called it, and how often the work was handed on by then; empty and 0 for others.
+    agent: str = ""
+    depth: int = 0
 
     def to_json(self) -> str:
         """Return this principal as JSON, for another process of the platform."""
         names = sorted(self.scopes)
-        return orjson.dumps([self.tenant, self.project, self.subject, names]).decode()
+        return orjson.dumps([self.tenant, self.project, self.subject, names, self.agent, self.depth]).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Principal:
         """Return the principal that `to_json` wrote."""
-        tenant, project, subject, scopes = orjson.loads(text)
-        return cls(TenantId(tenant), ProjectId(project), subject, frozenset(Scope(s) for s in scopes))
+        tenant, project, subject, scopes, agent, depth = orjson.loads(text)
+        return cls(TenantId(tenant), ProjectId(project), subject, frozenset(Scope(s) for s in scopes), agent, depth)

@@ -25,6 +25,8 @@ class AuditAction(StrEnum):
     GATEWAY_REFUSE = "gateway:request:refuse"
     CHANNEL_REFUSE = "channel:call:refuse"
     TOOL_REFUSE = "tool:call:refuse"
+    # One agent asked to hand work to another; the actor is the one that asked.
+    DELEGATION_DECIDE = "delegation:agent:decide"
     JOB_START = "job:run:start"
     JOB_END = "job:run:end"
     # A process is gone and its journal was read to the end; the detail counts what it lost.

@@ -342,7 +342,7 @@ class Inputs:
             "tenant": who["tenant"],
             "agent_id": "parent",
             "scopes": who["scopes"],
-            "tools": rng.sample(list(self._catalog["tools"]), 2),
+            "tools": [*rng.sample(list(self._catalog["tools"]), 2), *(["ask_agent"] if rng.random() < 0.9 else [])],
             "network_access": rng.sample(list(self._catalog["egress"]), 1),
             "data_access_level": rng.choice(levels),
             "expires_us": 1_000,

@@ -214,6 +214,25 @@ def test_a_granted_tool_runs_in_the_sandbox_and_is_metered(cluster: RunningClust
     assert row["tool_calls"] == 1
 
 
+def test_an_agent_asks_another_within_its_rights(cluster: RunningCluster, echo: str) -> None:
+    """The answer comes back through the asking model, each has its own bill under one call, and more rights are refused."""
+    cluster.register("lead", capabilities=["delegation"])
+    cluster.register("clerk", capabilities=["conversation"], model="scripted:echo")
+    ask = {"name": "ask_agent", "args": {"agent_id": "clerk", "question": "how much?"}}
+    answer = cluster.ask("lead", script({"call_tool": ask}, {"say": "{tool}"}))
+    assert answer.json()["choices"][0]["message"]["content"] == "echo: how much?"
+    (parent,), (child,) = finals(cluster, "lead", 1), finals(cluster, "clerk", 1)
+    assert child["parent_invocation_id"] == parent["invocation_id"]
+    assert (parent["tool_calls"], child["outcome"]) == (1, "ok")
+
+    beyond = ask | {"args": {"agent_id": echo, "question": "and you?"}}
+    said = cluster.ask("lead", script({"call_tool": beyond}, {"say": "{tool}"})).json()["choices"][0]["message"]["content"]
+    assert "may not hand work to agent echo" in said
+    assert "tools_within_parent" in said
+    (denied,) = eventually(lambda: cluster.audit(action="delegation:agent:decide", object_id=echo))
+    assert (denied["actor"], denied["outcome"]) == ("agent:lead", "denied")
+
+
 def test_memory_beyond_the_declaration_is_an_error_in_its_own_answer(cluster: RunningCluster, echo: str) -> None:
     """An agent that declares 256Mi and takes 1Gi gets an error; itself and its neighbour answer the next call."""
     cluster.register("hungry")

@@ -351,10 +351,10 @@ async def test_a_tenant_that_is_no_longer_active_gets_no_ticket_for_a_live_agent
     """Control: every ticket stands on today's policy, also when the agent is awake."""
     stranger = Principal(TenantId("nobody"), ProjectId("default"), "key:test", frozenset(Scope))
     without = Principal(TENANT, ProjectId("default"), "key:test", frozenset(Scope) - {Scope.AGENTS_INVOKE})
-    registrar.check_invocation(OWNER, AGENT)
+    registrar.invocations.check(OWNER, AGENT, ttl_s=60.0)
     for who, check in ((stranger, "tenant_active"), (without, "scope_held")):
         with pytest.raises(Exception, match="can't be called") as refused:
-            registrar.check_invocation(who, AGENT)
+            registrar.invocations.check(who, AGENT, ttl_s=60.0)
         assert [e.field for e in refused.value.errors] == [check]  # type: ignore[attr-defined]  # AdmissionDeniedError has them
 
 

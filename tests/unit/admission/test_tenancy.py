@@ -91,14 +91,14 @@ def test_a_suspended_tenant_does_nothing_and_loses_nothing(registrar: Registrar)
     for action in (
         lambda: registrar.register(ADMIN, request("another")),
         lambda: registrar.begin_start(ACME, planner),
-        lambda: registrar.check_invocation(ADMIN, planner),
+        lambda: registrar.invocations.check(ADMIN, planner, ttl_s=60.0),
     ):
         with pytest.raises(AdmissionDeniedError) as refused:
             action()
         assert failed(refused) == ["tenant_active"]
     assert registrar.get(ACME, planner) == before
     ask(registrar, "tenants.change", {"state": "active"}, tenant_id="acme")
-    registrar.check_invocation(ADMIN, planner)
+    registrar.invocations.check(ADMIN, planner, ttl_s=60.0)
     assert registrar.begin_start(ACME, planner)[1] == 1
 
 
@@ -123,7 +123,7 @@ def test_what_the_policy_data_declares_wins_and_stays(registrar: Registrar, tmp_
         "projects": [],
     }
     with pytest.raises(AdmissionDeniedError) as refused:
-        later.check_invocation(ADMIN, AgentId("planner"))
+        later.invocations.check(ADMIN, AgentId("planner"), ttl_s=60.0)
     assert failed(refused) == ["tenant_active"]
     later.close()
 

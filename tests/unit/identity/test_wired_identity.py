@@ -51,7 +51,7 @@ def test_a_token_of_one_gateway_is_taken_by_another(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"public_url": "https://other.example"}, {"token_audience": "other"}, {"token_algorithms": "ES256"}]
+    "changed", [{"public_url": "https://other.example"}, {"token_audience": "other"}, {"token_algorithms": "RS256"}]
 )
 def test_a_token_is_taken_where_it_was_made_for(home: Path, changed: dict[str, Any]) -> None:
     """Another issuer, another audience, or other signatures than those that are taken: refused."""
