@@ -36,7 +36,7 @@ class Invocation:
     parent_invocation_id: str = ""
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
-    # Whether giving its stream up waits until the agent has stopped and its last fact is written.
+    # Whether giving it up waits until the agent has stopped and its last fact is written.
     until_stopped: bool = False
     # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
     came_ns: int = field(default_factory=time.monotonic_ns)
@@ -121,6 +121,7 @@ class Invoker:
                 invocation.order().to_bytes(),
                 deadline_s=invocation.deadline_s,
                 conversation=invocation.conversation_id,
+                until_stopped=invocation.until_stopped,
             )
         finally:
             self._leave()
