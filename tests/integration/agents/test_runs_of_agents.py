@@ -19,6 +19,7 @@ from actors.peers import PeerInvoker
 from actors.resolved import Resolved
 from actors.start_order import StartOrder
 from cluster.agents.brain import Brain
+from cluster.agents.call import Call, CallMeter
 from cluster.agents.delegation import ask_agent_tool
 from cluster.agents.egress import EgressPolicy
 from cluster.agents.record import AgentRecord
@@ -61,13 +62,28 @@ class Governed:
         return {"replicas": [found.to_json()]}
 
 
+class Reluctant(Brain):
+    """A brain that takes as long to stop as a test wants."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.stopping, self.may_stop = asyncio.Event(), asyncio.Event()
+
+    async def run(self, call: Call, meter: CallMeter) -> str:
+        try:
+            return await super().run(call, meter)
+        finally:
+            self.stopping.set()
+            await self.may_stop.wait()
+
+
 class World:
     """A gateway's runs over agents that serve here."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.governed = Governed()
-        self.books: dict[str, AgentBooks] = {}
+        self.brains: dict[str, Reluctant] = {}
 
     def invoker(self) -> Invoker:
         return Invoker(Directory(cast("Any", self.governed)), most=64)
@@ -81,7 +97,7 @@ class World:
         record = AgentRecord(TenantId("acme"), ProjectId("default"), spec, (), "d", "r", "p", "me", 1)
         settings, clock = Settings(home=self.home), SystemClock()
         model = ScriptedModel(script="steps", steps=steps)
-        brain = Brain(model, tools or [], instructions="", max_iterations=10, model_name="scripted:steps")
+        brain = self.brains[name] = Reluctant(model, tools or [], instructions="", max_iterations=10, model_name="scripted:steps")
         with JournalWriter(self.home / "journal", f"agent.acme.{name}", 1, clock=clock) as journal:
             metrics, gate = Metrics(settings.metrics_dir, "agent"), open_gate(self.home / "journal")
             books = AgentBooks(StartOrder(settings, "acme", record, 1), journal, metrics, clock, gate)
@@ -143,7 +159,12 @@ async def test_threat_79_when_a_cancel_returns_everything_has_stopped_and_is_bil
         runs = await stack.enter_async_context(world.runs())
         run = await runs.start(ACME, asked("lead"))
         await until(lambda: clerk.running == 1)
-        cancelled = await runs.cancel(ACME, run.run_id)
+        cancelling = asyncio.ensure_future(runs.cancel(ACME, run.run_id))
+        await world.brains["clerk"].stopping.wait()
+        for _ in range(100):
+            assert (await runs.get(ACME, run.run_id)).status is RunStatus.RUNNING
+        world.brains["clerk"].may_stop.set()
+        cancelled = await cancelling
         assert (lead.running, clerk.running) == (0, 0)
         assert cancelled.status is RunStatus.CANCELLED
         (parent,), (child,) = world.bills()["lead"], world.bills()["clerk"]
