@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
-from cluster.errors import SovereignError
 from cluster.runs.run import RunStatus
 from cluster.runs.run_store import RunStore
 
@@ -69,8 +68,9 @@ class RunRecords:
             self._written.clear()
             try:
                 changed = await self._tell() if self.store.changed() else False
-            except SovereignError as error:
-                log.warning("the runs can't be followed: %s", error.detail)
+            except Exception:
+                # Nobody would look after runs any more if this ended: whatever it is, it is tried again.
+                log.exception("the runs can't be followed")
                 changed, self._seen = False, -1
                 await asyncio.sleep(1.0)
             pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S)
