@@ -64,7 +64,12 @@ class Settings(BaseSettings):
         900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
     )
     wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
-    queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    queue_limit: int = Field(
+        512, ge=1, description="Calls that one gateway replica holds at once, under way or waiting; one more is answered 429."
+    )
+    gateway_places: int = Field(
+        256, ge=1, description="Calls that one gateway replica has under way at once; others wait, each tenant for its turn."
+    )
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
     public_url: str = Field(
@@ -200,6 +205,11 @@ class Settings(BaseSettings):
     def most_gateways(self) -> int:
         """The gateway processes that there may be at once."""
         return max(self.gateway_max_replicas or (os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
+
+    @property
+    def places(self) -> int:
+        """The calls that one gateway may have under way at once: no more than half of what it holds, where that is little."""
+        return min(self.gateway_places, (self.queue_limit + 1) // 2)
 
     @property
     def run_dir(self) -> Path:

@@ -71,7 +71,9 @@ class Gateway:
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            invoker=Invoker(directory, most=settings.queue_limit, gate=gate, metrics=metrics),
+            invoker=Invoker(
+                directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
+            ),
             journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
             gate=gate,
             metrics=metrics,
@@ -83,7 +85,7 @@ class Gateway:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
-        return {CALLS: float(self._edge.invoker.calls), WAIT_P95: self._wait.p95_s()}
+        return {CALLS: float(self._edge.invoker.load), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)

@@ -72,7 +72,7 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         settings,
         authenticator=wiring.build_authenticator(settings),
         governance=local,
-        invoker=Invoker(Directory(local, metrics), most=settings.queue_limit, gate=gate, metrics=metrics),
+        invoker=Invoker(Directory(local, metrics), places=settings.queue_limit, gate=gate, metrics=metrics),
         journal=wiring.open_journal(settings, "gateway.test"),
         gate=gate,
         metrics=metrics,
