@@ -86,7 +86,7 @@ class World:
         self.brains: dict[str, Reluctant] = {}
 
     def invoker(self) -> Invoker:
-        return Invoker(Directory(cast("Any", self.governed)), most=64)
+        return Invoker(Directory(cast("Any", self.governed)), places=64)
 
     @asynccontextmanager
     async def agent(
