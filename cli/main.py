@@ -20,6 +20,7 @@ from cli import (
     status,
     tenants,
     up,
+    upgrade,
     usage,
     verify,
     version,
@@ -52,6 +53,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
 app.command()(audit.audit)
+app.command()(upgrade.upgrade)
 app.command()(verify.verify)
 app.command()(logs.logs)
 app.command()(version.version)

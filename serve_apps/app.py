@@ -26,6 +26,8 @@ from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
 from serve_apps.responses import ResponseRequest
 from serve_apps.responses_routes import ResponsesRoutes
+from serve_apps.run_requests import RunBody
+from serve_apps.run_routes import RunRoutes
 from serve_apps.tenancy_routes import TenancyRoutes
 
 # Calls that are done once for each Idempotency-Key. Registrations heed it by themselves.
@@ -69,6 +71,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
     )
     native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
     responses, response = ResponsesRoutes(edge), "/v1/responses/{response_id}"
+    runs, run = RunRoutes(edge), "/api/v1/runs/{run_id}"
     agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
     tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
     keys, key = "/api/v1/keys", "/api/v1/keys/{key_id}"
@@ -99,6 +102,13 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),
         ("GET", gang, gangs.show_gang, None, (200,)),
         ("DELETE", gang, gangs.remove_gang, None, (200,)),
+        ("POST", f"{agent}/runs", runs.start_run, RunBody, (202, 200)),
+        ("GET", "/api/v1/runs", runs.list_runs, None, (200,)),
+        ("GET", run, runs.show_run, None, (200,)),
+        ("GET", f"{run}/events", runs.follow_run, None, (200,)),
+        ("POST", f"{run}/cancel", runs.cancel_run, None, (200,)),
+        ("DELETE", run, runs.delete_run, None, (200,)),
+        ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),

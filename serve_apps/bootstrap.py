@@ -108,12 +108,12 @@ def _start_gateway(settings: Settings, ports: Ports) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from serve_apps.gateway import deployment
+    from serve_apps.gateway import deploy
 
     http = HTTPOptions(host=settings.host, port=ports.http, request_timeout_s=settings.call_timeout_s + 30)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
     named = settings.model_copy(update={"public_url": settings.public_url or f"http://{settings.host}:{ports.http}"})
-    serve.run(deployment(named), name="sovereign", route_prefix="/")
+    deploy(named)
 
 
 def _wait_until_ready(url: str) -> None:

@@ -74,7 +74,9 @@ class Gateway:
         configure_tracing("gateway", settings, metrics.spans_dropped)
         gate = wiring.journal_gate(settings)
         directory = Directory(governance, metrics)
-        invoker = Invoker(directory, most=settings.queue_limit, gate=gate, metrics=metrics)
+        invoker = Invoker(
+            directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
+        )
         journal = wiring.open_journal(settings, wiring.process_writer_id("gateway"))
         _SWITCH.runs = build_runs(settings, invoker, journal)
         self._edge = Edge(
@@ -95,7 +97,7 @@ class Gateway:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
-        return {CALLS: float(self._edge.invoker.calls), WAIT_P95: self._wait.p95_s()}
+        return {CALLS: float(self._edge.invoker.load), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)
@@ -103,8 +105,12 @@ class Gateway:
             edge.close()
 
 
-def deployment(settings: Settings) -> Any:
-    """Return the application that `serve.run` deploys."""
+def deploy(settings: Settings) -> None:
+    """Let Serve run the gateways, and return when it does; those that run already are replaced, each by one that is there."""
+    serve.run(_deployment(settings), name="sovereign", route_prefix="/")
+
+
+def _deployment(settings: Settings) -> Any:
     scaling = autoscaling.config(settings)
     # Decorated here and not above: a decorated class travels by value, and its copy of the switch would not be ours.
     deployed = serve.deployment(
@@ -114,6 +120,8 @@ def deployment(settings: Settings) -> Any:
         max_ongoing_requests=settings.queue_limit * 2 + 64,
         # One that is taken away ends the calls that it holds first.
         graceful_shutdown_timeout_s=settings.call_timeout_s + 5,
+        # Where one is replaced, the new one comes first.
+        max_surge_percent=100,
         health_check_period_s=5,
         # With the way in, which is on the head: a replica elsewhere would only add a hop, and its ports are that node's.
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: 0.001}},

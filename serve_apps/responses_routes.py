@@ -103,6 +103,7 @@ class ResponsesRoutes:
                 thread_id=thread,
                 metadata=asking.echo(),
                 options={name: value for name, value in options.items() if value not in (None, "")},
+                run_id=exchange.invocation_id,
                 request_id=exchange.request_id,
                 trace_id=exchange.trace_id,
             ),

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
-from cluster.errors import SovereignError
 from cluster.runs.run import RunStatus
 from cluster.runs.run_store import RunStore
 
@@ -31,6 +30,8 @@ class RunRecords:
         self.store = store
         # Set when a run was made, is to be cancelled, or has ended; cleared by whoever looks after runs.
         self.moved = asyncio.Event()
+        # Set when a run has ended; cleared by whoever tells of it.
+        self.ended = asyncio.Event()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="runs")
         self._watches: dict[str, set[asyncio.Event]] = {}
         self._written = asyncio.Event()
@@ -67,8 +68,9 @@ class RunRecords:
             self._written.clear()
             try:
                 changed = await self._tell() if self.store.changed() else False
-            except SovereignError as error:
-                log.warning("the runs can't be followed: %s", error.detail)
+            except Exception:
+                # Nobody would look after runs any more if this ended: whatever it is, it is tried again.
+                log.exception("the runs can't be followed")
                 changed, self._seen = False, -1
                 await asyncio.sleep(1.0)
             pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S)
@@ -86,14 +88,17 @@ class RunRecords:
             # What changed before is not known: everybody looks for themselves.
             self._seen = await self.read(self.store.last_change)
             told = [event for events in self._watches.values() for event in events]
-            moved = True
+            moved = ended = True
         else:
             changes = await self.read(self.store.changes, self._seen)
             self._seen = changes[-1].number if changes else self._seen
             told = [event for change in changes for event in self._watches.get(change.run_id, ())]
+            ended = any(c.status.ended for c in changes)
             moved = any(c.status is not RunStatus.RUNNING or c.cancel_requested for c in changes)
         for event in told:
             event.set()
         if moved:
             self.moved.set()
+        if ended:
+            self.ended.set()
         return True

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from actors.invoker import Invocation, Invoker
 from cluster import wiring
+from cluster.agents.egress import EgressPolicy
 from cluster.clock import Clock, SystemClock
 from cluster.errors import InternalError
 from cluster.identity.ids import uuid7
@@ -22,9 +23,11 @@ from cluster.journal.reader import is_alive
 from cluster.journal.writer import JournalWriter
 from cluster.runs.run import Kind, Multitask, Run, RunEvent, RunStatus
 from cluster.runs.run_store import Document, RunStore
+from cluster.runs.webhook import WebhookSecrets
 from cluster.settings import Settings
 from serve_apps.run_carrier import RunCarrier
 from serve_apps.run_records import RunRecords
+from serve_apps.webhooks import Webhooks
 
 # Events that are read at once.
 _PAGE: Final = 256
@@ -59,6 +62,8 @@ class RunRequest:
     metadata: dict[str, Any] = field(default_factory=dict)
     cancel_on_disconnect: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    # Its id, if it must be known before: a UUIDv7 that no run has had; empty for one that is made.
+    run_id: str = ""
     request_id: str = ""
     trace_id: str = ""
 
@@ -78,13 +83,17 @@ class Runs:
         is_alive: Callable[[str], bool],
         at_once: int,
         clock: Clock,
+        egress: EgressPolicy,
+        secrets: WebhookSecrets,
     ) -> None:
-        """Carry runs as `owner`, which must be unique to this process; see `RunCarrier`."""
+        """Carry runs as `owner`, which must be unique to this process; see `RunCarrier`. Webhooks go where `egress` lets them."""
         self._records = RunRecords(store)
         self._store = store
         self._owner = owner
         self._clock = clock
         self._carrier = RunCarrier(self._records, invoker, owner=owner, is_alive=is_alive, at_once=at_once, clock=clock)
+        self._secrets = secrets
+        self._webhooks = Webhooks(self._records, egress=egress, secrets=secrets, clock=clock)
         self._tasks: list[asyncio.Task[None]] = []
         # Runs that are being cancelled because whoever waited for them has left.
         self._cancelling: set[asyncio.Task[None]] = set()
@@ -100,20 +109,23 @@ class Runs:
             self._tasks = [
                 asyncio.create_task(self._records.follow_for_ever(), name="follow runs"),
                 asyncio.create_task(self._carrier.carry_for_ever(), name="carry runs"),
+                asyncio.create_task(self._webhooks.deliver_for_ever(), name="deliver webhooks"),
             ]
 
     async def start(self, principal: Principal, request: RunRequest) -> Run:
         """Return the run, which is on disk and will be done, or end as lost, whatever happens to this process.
 
-        Raises ThreadBusyError when `multitask` is "reject" and the thread is busy, OverloadedError when the tenant has as
-        many runs under way as it may.
+        Raises InvalidRequestError for a webhook that may not be called, ThreadBusyError when `multitask` is "reject" and the
+        thread is busy, OverloadedError when the tenant has as many runs under way as it may.
         """
         self.begin()
         if unknown := set(request.options) - OPTIONS:
             raise InternalError(f"A run has no option {sorted(unknown)[0]}.")
+        if request.webhook:
+            self._webhooks.check(request.webhook)
         now_us = self._clock.now_us()
         run = Run(
-            run_id=uuid7(),
+            run_id=request.run_id or uuid7(),
             tenant=str(principal.tenant),
             project=str(principal.project),
             subject=principal.subject,
@@ -121,7 +133,7 @@ class Runs:
             created_us=now_us,
             updated_us=now_us,
             owner=self._owner,
-            **{f.name: getattr(request, f.name) for f in fields(request) if f.name != "multitask"},
+            **{f.name: getattr(request, f.name) for f in fields(request) if f.name not in ("run_id", "multitask")},
         )
         await self._records.write(self._store.create, run, request.multitask)
         return run
@@ -222,6 +234,10 @@ class Runs:
         """Remove a document; raises NotFoundError."""
         await self._records.read(self._store.delete_document, str(principal.tenant), kind, id_)
 
+    async def webhook_secret(self, principal: Principal) -> str:
+        """Return what the tenant checks its webhooks' signatures with."""
+        return await self._records.read(self._secrets.of, principal.tenant)
+
     async def drain(self) -> None:
         """Wait for the runs that this gateway carries, and begin no others: another gateway takes those over."""
         await self._carrier.drain()
@@ -262,4 +278,6 @@ def build_runs(settings: Settings, invoker: Invoker, journal: JournalWriter) -> 
         is_alive=lambda owner: is_alive(settings.journal_dir, JournalId.parse(owner)),
         at_once=settings.runs_at_once,
         clock=SystemClock(),
+        egress=EgressPolicy(any_public_host=True, operator_origins=settings.webhook_origin_list),
+        secrets=WebhookSecrets(settings.secret_dir / "webhooks"),
     )

@@ -109,7 +109,7 @@ async def answering(folder: Path) -> AsyncIterator[tuple[Application, Agents]]:
     settings, agents = Settings(home=folder), Agents(folder)
     local = cast("Any", agents)
     gate, metrics = open_gate(folder / "journal"), Metrics(folder / "metrics", "gateway")
-    invoker = Invoker(local, most=64, gate=gate)
+    invoker = Invoker(local, places=64, gate=gate)
     journal = wiring.open_journal(settings, "gateway.test")
     runs = build_runs(settings, invoker, journal)
     edge = Edge(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.runs.run import Multitask, Run, RunStatus
+from cluster.runs.webhook import DeliveryStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Document:
     updated_us: int
 
 
-class RunStore(Protocol):
+class RunStore(DeliveryStore, Protocol):
     """Runs, their events, and small documents, each under a tenant. Blocks: for threads. Fails closed.
 
     A transition is on disk when its method returns; events are when their run's next transition is.

@@ -30,6 +30,8 @@ CREATE INDEX changes ON runs (changed);
 CREATE TABLE requests (number INTEGER PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE results (number INTEGER PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE events (number INTEGER NOT NULL, seq INTEGER NOT NULL, text TEXT NOT NULL, PRIMARY KEY (number, seq)) WITHOUT ROWID;
+CREATE TABLE deliveries (number INTEGER PRIMARY KEY, due_us INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX due_deliveries ON deliveries (due_us);
 CREATE TABLE counter (value INTEGER NOT NULL);
 INSERT INTO counter VALUES (0);
 """
@@ -91,6 +93,11 @@ def move(connection: sqlite3.Connection, number: int, run: Run) -> None:
     if run.status.ended:
         result = orjson.dumps({name: getattr(run, name) for name in _RESULT})
         connection.execute("INSERT INTO results VALUES (?, ?)", (number, result))
+        if run.webhook:
+            connection.execute(
+                "INSERT INTO deliveries (number, due_us) SELECT number, ? FROM runs WHERE number = ? AND cancel < 2",
+                (run.updated_us, number),
+            )
 
 
 def cancel(connection: sqlite3.Connection, run: Run, how: int, now_us: int) -> None:
@@ -106,8 +113,8 @@ def cancel(connection: sqlite3.Connection, run: Run, how: int, now_us: int) -> N
 def remove(connection: sqlite3.Connection, numbers: list[int]) -> int:
     """Remove runs with all that belongs to them, and return how many."""
     for number in numbers:
-        for table in ("runs", "requests", "results", "events"):
-            connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))  # noqa: S608  # one of the four above
+        for table in ("runs", "requests", "results", "events", "deliveries"):
+            connection.execute(f"DELETE FROM {table} WHERE number = ?", (number,))  # noqa: S608  # one of those above
     return len(numbers)
 
 

@@ -13,6 +13,7 @@ from cluster.clock import Clock, SystemClock
 from cluster.errors import ConflictError, IllegalTransitionError, OverloadedError, PayloadTooLargeError
 from cluster.runs.run import Multitask, Run, RunLostError, RunStatus, ThreadBusyError
 from cluster.runs.run_store import Bounds, Change, Taken
+from cluster.runs.sqlite_deliveries import SqliteDeliveries
 from cluster.runs.sqlite_documents import SqliteDocuments
 from cluster.runs.sqlite_file import SqliteFile
 from cluster.runs.sqlite_rows import (
@@ -35,7 +36,7 @@ from cluster.runs.sqlite_rows import (
 _PRUNED_AT_ONCE: Final = 500
 
 
-class SqliteRunStore(SqliteDocuments):
+class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
     """The run store in a file."""
 
     def __init__(self, path: Path, bounds: Bounds | None = None, *, clock: Clock | None = None) -> None:

@@ -237,9 +237,9 @@ async def test_what_came_while_nobody_read_is_read_at_once(serve: Serve) -> None
     async with serve([{"stream": ["w" * (17 << 10)] * 200}]) as served:
         stream = (await served.agent.client()).stream(ORDER, grant=served.agent.grant, deadline_s=PATIENCE_S)
         pieces = [await anext(stream)]
-        await until(lambda: len(stream._chunks) > 10)
+        await until(lambda: len(stream._chunks) == 31)
         waiting = stream.take_waiting()
-        assert len(waiting) > 10
+        assert len(waiting) == 31
         rest = [chunk async for chunk in stream]
         assert stream.ended
     assert sum(map(len, pieces + waiting + rest)) == 200 * (17 << 10)

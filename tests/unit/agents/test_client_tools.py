@@ -208,6 +208,7 @@ def test_a_schema_that_is_none_or_looks_elsewhere_is_refused(schema: dict[str, A
     with pytest.raises(InvalidRequestError) as caught:
         AnswerSchema(schema)
     assert caught.value.errors[0].field == "response_schema"
+    assert ("may name only what is in itself" in caught.value.errors[0].message) == ("http" in str(schema))
 
 
 def test_patterns_take_linear_time() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from actors.invoker import Invocation
 from actors.wire import CallAnswer, Usage
+from cluster.agents.egress import EgressPolicy
 from cluster.clock import SystemClock
 from cluster.errors import AgentFailedError, InternalError, NotFoundError, OverloadedError
 from cluster.identity.ids import ProjectId, TenantId
@@ -19,6 +20,7 @@ from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.runs.run import Run, RunEvent, RunStatus, ThreadBusyError
 from cluster.runs.sqlite_run_store import SqliteRunStore
+from cluster.runs.webhook import WebhookSecrets
 from serve_apps.run_records import RunRecords
 from serve_apps.runs import RunRequest, Runs
 
@@ -84,6 +86,8 @@ class Box:
             is_alive=lambda owner: owner in self.living,
             at_once=at_once,
             clock=SystemClock(),
+            egress=EgressPolicy(any_public_host=True),
+            secrets=WebhookSecrets(self.path.parent / "webhooks"),
         )
         self.living[f"gateway.{name}/e1"] = runs
         runs.begin()

@@ -1,6 +1,7 @@
 BEGIN TRANSACTION;
 CREATE TABLE counter (value INTEGER NOT NULL);
 INSERT INTO "counter" VALUES(4);
+CREATE TABLE deliveries (number INTEGER PRIMARY KEY, due_us INTEGER NOT NULL, tries INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE documents (
   tenant TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,
   created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, json BLOB NOT NULL, PRIMARY KEY (tenant, kind, id)
@@ -24,6 +25,7 @@ CREATE INDEX busy_threads ON runs (tenant, kind, thread_id, number) WHERE open =
 CREATE INDEX runs_of_tenant ON runs (tenant, kind, thread_id, number);
 CREATE INDEX ended_runs ON runs (tenant, updated_us) WHERE open = 0;
 CREATE INDEX changes ON runs (changed);
+CREATE INDEX due_deliveries ON deliveries (due_us);
 DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('runs',1);
 COMMIT;
