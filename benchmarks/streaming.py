@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 PIECES = [f"word{i} " for i in range(16)]
 LONG = ["word "] * 4_000
 _FIRST = b'"content":"word'
-_END = b"0\r\n\r\n"
+_END = b"\r\n0\r\n\r\n"
 
 
 def script(pieces: list[str]) -> str:
