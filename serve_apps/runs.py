@@ -142,6 +142,9 @@ class Runs:
         """Return a run as it stands; raises NotFoundError."""
         return await self._records.read(self._store.get, str(principal.tenant), run_id)
 
+    async def _glance(self, principal: Principal, run_id: str) -> tuple[RunStatus, int]:
+        return await self._records.read(self._store.glance, str(principal.tenant), run_id)
+
     async def list_runs(
         self,
         principal: Principal,
@@ -152,7 +155,10 @@ class Runs:
         after: str = "",
         limit: int = 100,
     ) -> Sequence[Run]:
-        """Return the tenant's runs of a kind, the newest first, those older than the run `after`."""
+        """Return the tenant's runs of a kind, the newest first, those older than the run `after`.
+
+        They are fewer than `limit` also where they are large: what is empty is the end.
+        """
         return await self._records.read(
             self._store.list_runs, str(principal.tenant), kind, thread_id=thread_id, status=status, after=after, limit=limit
         )
@@ -167,9 +173,9 @@ class Runs:
             with self._records.watch(run_id) as changed:
                 while True:
                     changed.clear()
-                    run = await self.get(principal, run_id)
-                    if run.status.ended:
-                        return run
+                    status, _ = await self._glance(principal, run_id)
+                    if status.ended:
+                        return await self.get(principal, run_id)
                     await changed.wait()
         except asyncio.CancelledError:
             self._left(principal, run_id, cancel_on_disconnect)
@@ -188,16 +194,16 @@ class Runs:
                 while True:
                     changed.clear()
                     # Before its events: what has ended then has all of them on record.
-                    run = await self.get(principal, run_id)
-                    page = await self._records.read(self._store.events, run.tenant, run_id, after, _PAGE)
+                    status, last = await self._glance(principal, run_id)
+                    page = await self._records.read(self._store.events, str(principal.tenant), run_id, after, _PAGE)
                     for seq, text in page:
                         yield RunEvent(seq, text)
                         after = seq
                     if len(page) == _PAGE:
                         continue
-                    if run.status.ended:
-                        if after <= run.last_event:
-                            yield RunEvent(run.last_event + 1, "", run)
+                    if status.ended:
+                        if after <= last:
+                            yield RunEvent(last + 1, "", await self.get(principal, run_id))
                         return
                     await changed.wait()
         except (asyncio.CancelledError, GeneratorExit):

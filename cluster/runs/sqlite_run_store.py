@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from cluster.runs.sqlite_rows import (
     TEXTS,
     VERSION,
     cancel,
+    missing,
     move,
     next_change,
     number_of,
@@ -142,6 +143,15 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
         with self._file.reading() as connection:
             return read(connection, f"r.run_id = ? AND r.tenant = ? AND {SHOWN}", (run_id, tenant))
 
+    def glance(self, tenant: str, run_id: str) -> tuple[RunStatus, int]:
+        """Return a run's status and the number of its last event; raises NotFoundError."""
+        look = f"SELECT status, events FROM runs r WHERE run_id = ? AND tenant = ? AND {SHOWN}"  # noqa: S608  # ours
+        with self._file.reading() as connection:
+            row = connection.execute(look, (run_id, tenant)).fetchone()
+        if row is None:
+            raise missing()
+        return RunStatus(row[0]), row[1]
+
     def list_runs(
         self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
     ) -> Sequence[Run]:
@@ -155,7 +165,7 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             values += [after, tenant]
         with self._file.reading() as connection:
             rows = connection.execute(f"{SELECT}{wanted} ORDER BY r.number DESC LIMIT ?", (*values, max(0, limit)))
-            return [run_of(row) for row in rows]
+            return list(_page(rows, self._bounds.page_bytes))
 
     def delete(self, tenant: str, run_id: str) -> None:
         """Remove a run that has ended; raises NotFoundError, ConflictError."""
@@ -247,3 +257,13 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             if multitask == "reject":
                 raise ThreadBusyError(f"The thread {run.thread_id} is busy with run {other}.", hint="Wait for it or cancel it.")
             cancel(connection, read(connection, "r.run_id = ?", (other,)), 2 if multitask == "rollback" else 1, run.created_us)
+
+
+def _page(rows: Iterable[tuple[Any, ...]], most_bytes: int) -> Iterator[Run]:
+    """Yield the runs of rows until they are large together."""
+    size = 0
+    for row in rows:
+        yield run_of(row)
+        size += sum(len(json) for json in row[-2:] if json)
+        if size >= most_bytes:
+            return

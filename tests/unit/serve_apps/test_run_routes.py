@@ -124,7 +124,8 @@ async def test_a_run_from_its_start_to_its_end(world: World) -> None:
     assert (await world.http.get(path)).json() == ended
     again = await world.http.get(f"{path}/events", headers={"last-event-id": str(last_id - 1)})
     assert events(again) == [seen[-1]]
-    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ""}
+    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ended["run_id"]}
+    assert (await world.http.get(f"/api/v1/runs?after={ended['run_id']}")).json() == {"runs": [], "next": ""}
     assert (await world.http.post(f"{path}/cancel")).json() == ended
     assert (await world.http.delete(path)).json()["status"] == "deleted"
     assert (await world.http.get(path)).status_code == 404
