@@ -22,10 +22,11 @@ from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import is_alive
 from cluster.journal.writer import JournalWriter
 from cluster.runs.run import Kind, Multitask, Run, RunEvent, RunStatus
-from cluster.runs.run_store import Document, RunStore
+from cluster.runs.run_store import RunStore
 from cluster.runs.webhook import WebhookSecrets
 from cluster.settings import Settings
 from serve_apps.run_carrier import RunCarrier
+from serve_apps.run_documents import RunDocuments
 from serve_apps.run_records import RunRecords
 from serve_apps.webhooks import Webhooks
 
@@ -68,7 +69,7 @@ class RunRequest:
     trace_id: str = ""
 
 
-class Runs:
+class Runs(RunDocuments):
     """For one event loop: `begin` starts what carries runs and tells of changes, `aclose` ends it.
 
     Another tenant's run is NotFoundError everywhere, in the same words as one that does not exist.
@@ -87,8 +88,7 @@ class Runs:
         secrets: WebhookSecrets,
     ) -> None:
         """Carry runs as `owner`, which must be unique to this process; see `RunCarrier`. Webhooks go where `egress` lets them."""
-        self._records = RunRecords(store)
-        self._store = store
+        super().__init__(RunRecords(store))
         self._owner = owner
         self._clock = clock
         self._carrier = RunCarrier(self._records, invoker, owner=owner, is_alive=is_alive, at_once=at_once, clock=clock)
@@ -221,24 +221,6 @@ class Runs:
     async def delete(self, principal: Principal, run_id: str) -> None:
         """Remove a run that has ended; raises NotFoundError, or ConflictError while it is under way."""
         await self._records.write(self._store.delete, str(principal.tenant), run_id)
-
-    async def put_document(
-        self, principal: Principal, kind: str, id_: str, json: dict[str, Any], version: int | None = None
-    ) -> Document:
-        """Write a small document of a protocol; with `version` only when it has that one, 0 for when there is none."""
-        return await self._records.read(self._store.put_document, str(principal.tenant), kind, id_, json, version)
-
-    async def get_document(self, principal: Principal, kind: str, id_: str) -> Document:
-        """Return a document; raises NotFoundError."""
-        return await self._records.read(self._store.get_document, str(principal.tenant), kind, id_)
-
-    async def list_documents(self, principal: Principal, kind: str, *, after: str = "", limit: int = 100) -> Sequence[Document]:
-        """Return the tenant's documents of a kind by id, those after `after`."""
-        return await self._records.read(self._store.list_documents, str(principal.tenant), kind, after=after, limit=limit)
-
-    async def delete_document(self, principal: Principal, kind: str, id_: str) -> None:
-        """Remove a document; raises NotFoundError."""
-        await self._records.read(self._store.delete_document, str(principal.tenant), kind, id_)
 
     async def webhook_secret(self, principal: Principal) -> str:
         """Return what the tenant checks its webhooks' signatures with."""

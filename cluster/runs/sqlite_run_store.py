@@ -10,11 +10,12 @@ from typing import Any, Final
 import orjson
 
 from cluster.clock import Clock, SystemClock
-from cluster.errors import ConflictError, IllegalTransitionError, OverloadedError, PayloadTooLargeError
+from cluster.errors import ConflictError, OverloadedError
 from cluster.runs.run import Multitask, Run, RunLostError, RunStatus, ThreadBusyError
 from cluster.runs.run_store import Bounds, Change, Taken
 from cluster.runs.sqlite_deliveries import SqliteDeliveries
 from cluster.runs.sqlite_documents import SqliteDocuments
+from cluster.runs.sqlite_events import SqliteEvents
 from cluster.runs.sqlite_file import SqliteFile
 from cluster.runs.sqlite_rows import (
     CLAIMABLE,
@@ -37,7 +38,7 @@ from cluster.runs.sqlite_rows import (
 _PRUNED_AT_ONCE: Final = 500
 
 
-class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
+class SqliteRunStore(SqliteDocuments, SqliteEvents, SqliteDeliveries):
     """The run store in a file."""
 
     def __init__(self, path: Path, bounds: Bounds | None = None, *, clock: Clock | None = None) -> None:
@@ -177,37 +178,6 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             remove(connection, [number_of(connection, run_id)])
 
         self._file.write(write)
-
-    def append_event(self, run_id: str, text: str) -> int:
-        """Add a piece to a running run's answer and return its number."""
-        size = len(text.encode("utf-8", "surrogatepass"))
-
-        def write(connection: sqlite3.Connection) -> int:
-            row = connection.execute(
-                "SELECT number, status, events, event_bytes FROM runs WHERE run_id = ?", (run_id,)
-            ).fetchone()
-            if row is None or row[1] != RunStatus.RUNNING:
-                raise IllegalTransitionError(f"Run {run_id} does not run, so there is nothing to add to it.")
-            number, _, events, event_bytes = row
-            if event_bytes + size > self._bounds.event_bytes:
-                raise PayloadTooLargeError(
-                    f"The answer is longer than the {self._bounds.event_bytes} bytes that are kept of a run."
-                )
-            connection.execute("INSERT INTO events VALUES (?, ?, ?)", (number, events + 1, text))
-            connection.execute(
-                "UPDATE runs SET events = ?, event_bytes = ?, changed = ? WHERE number = ?",
-                (events + 1, event_bytes + size, next_change(connection), number),
-            )
-            return int(events) + 1
-
-        return self._file.write(write, durable=False)
-
-    def events(self, tenant: str, run_id: str, after: int, limit: int) -> list[tuple[int, str]]:
-        """Return the pieces with numbers above `after`."""
-        page = """SELECT e.seq, e.text FROM events e JOIN runs r USING (number)
-        WHERE r.run_id = ? AND r.tenant = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"""
-        with self._file.reading() as connection:
-            return list(connection.execute(page, (run_id, tenant, after, limit)))
 
     def prune(self, now_us: int) -> int:
         """Remove what is over its time or its count."""
