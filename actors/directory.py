@@ -141,6 +141,10 @@ class AgentStream:
         """Give the call up."""
         await self._stream.aclose()
 
+    async def stopped(self) -> None:
+        """Wait until the agent has stopped a call that was given up, and its last fact is written."""
+        await self._stream.stopped()
+
 
 class Directory:
     """Resolves agents once and keeps the road open; finds again what moved.
@@ -156,15 +160,26 @@ class Directory:
         self._clients: dict[tuple[str, int], ChannelClient] = {}
 
     async def call(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> bytes:
-        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
+        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)
             try:
-                return await link.client.call(payload, grant=link.grant, deadline_s=ends - time.monotonic())
+                left_s = ends - time.monotonic()
+                return await link.client.call(payload, grant=link.grant, deadline_s=left_s, until_stopped=until_stopped)
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:
@@ -173,9 +188,19 @@ class Directory:
         raise self._moved(agent_id)
 
     async def stream(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> AgentStream:
-        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
+        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
@@ -183,6 +208,10 @@ class Directory:
             stream = link.client.stream(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             try:
                 return AgentStream(await anext(stream, None), stream)
+            except asyncio.CancelledError:
+                if until_stopped:
+                    await stream.stopped()
+                raise
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:

@@ -38,6 +38,8 @@ class Invocation:
     parent_invocation_id: str = ""
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
+    # Whether giving it up waits until the agent has stopped and its last fact is written.
+    until_stopped: bool = False
     # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
     came_ns: int = field(default_factory=time.monotonic_ns)
 
@@ -74,10 +76,11 @@ class _Place:
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
-    def __init__(self, stream: AgentStream, invoker: Invoker, place: _Place) -> None:
+    def __init__(self, stream: AgentStream, invoker: Invoker, place: _Place, *, until_stopped: bool = False) -> None:
         self._stream = stream
         self._invoker: Invoker | None = invoker
         self._place = place
+        self._until_stopped = until_stopped
 
     async def __aiter__(self) -> AsyncIterator[str]:
         async for piece in self._stream:
@@ -99,6 +102,8 @@ class InvocationStream:
         if invoker is not None:
             try:
                 await self._stream.aclose()
+                if self._until_stopped:
+                    await self._stream.stopped()
             finally:
                 invoker._leave(self._place)
 
@@ -149,6 +154,7 @@ class Invoker:
                 invocation.order().to_bytes(),
                 deadline_s=invocation.left_s(),
                 conversation=invocation.conversation_id,
+                until_stopped=invocation.until_stopped,
             )
         finally:
             self._leave(place)
@@ -167,11 +173,12 @@ class Invoker:
                 invocation.order().to_bytes(),
                 deadline_s=invocation.left_s(),
                 conversation=invocation.conversation_id,
+                until_stopped=invocation.until_stopped,
             )
         except BaseException:
             self._leave(place)
             raise
-        return InvocationStream(stream, self, place)
+        return InvocationStream(stream, self, place, until_stopped=invocation.until_stopped)
 
     async def aclose(self) -> None:
         """Close the connections to agents."""

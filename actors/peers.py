@@ -48,6 +48,8 @@ class PeerInvoker:
             left_s,
             request_id=call.request_id,
             parent_invocation_id=call.invocation_id,
+            # A call has not stopped while anything of it runs.
+            until_stopped=True,
         )
         return (await self._invoker.run(invocation)).text
 

@@ -24,8 +24,12 @@ from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
+from serve_apps.run_requests import RunBody
+from serve_apps.run_routes import RunRoutes
 from serve_apps.tenancy_routes import TenancyRoutes
 
+# Calls that are done once for each Idempotency-Key. Registrations heed it by themselves.
+IDEMPOTENT = {"/v1/chat/completions", "/v1/responses", "/api/v1/agents/{agent_id}/runs"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -68,6 +72,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         redirect_slashes=False,
     )
     native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
+    runs, run = RunRoutes(edge), "/api/v1/runs/{run_id}"
     agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
     tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
     keys, key = "/api/v1/keys", "/api/v1/keys/{key_id}"
@@ -93,13 +98,26 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),
         ("GET", gang, gangs.show_gang, None, (200,)),
         ("DELETE", gang, gangs.remove_gang, None, (200,)),
+        ("POST", f"{agent}/runs", runs.start_run, RunBody, (202, 200)),
+        ("GET", "/api/v1/runs", runs.list_runs, None, (200,)),
+        ("GET", run, runs.show_run, None, (200,)),
+        ("GET", f"{run}/events", runs.follow_run, None, (200,)),
+        ("POST", f"{run}/cancel", runs.cancel_run, None, (200,)),
+        ("DELETE", run, runs.delete_run, None, (200,)),
+        ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),
     ]
     calls: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler, body, statuses in table:
-        endpoint = edge.route(handler, f"{method} {path}", openai=path.startswith("/v1/"), takes_body=body is not None)
+        endpoint = edge.route(
+            handler,
+            f"{method} {path}",
+            openai=path.startswith("/v1/"),
+            takes_body=body is not None,
+            idempotent=method == "POST" and path in IDEMPOTENT,
+        )
         if handler == openai.chat_completions:
             calls[method, path] = endpoint
         app.add_api_route(

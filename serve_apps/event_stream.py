@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -14,6 +14,23 @@ log = logging.getLogger(__name__)
 
 # A client that reads gets the end of its call, or the word that its deadline passed, well within this.
 GRACE_S = 2.0
+
+
+OnTape = Callable[[bytes | None], Awaitable[None]]
+
+
+async def _taped(events: AsyncGenerator[bytes], on_tape: OnTape, most: int) -> AsyncGenerator[bytes]:
+    tape = bytearray()
+    whole = False
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if len(tape) <= most:
+                    tape += event
+                yield event
+        whole = True
+    finally:
+        await on_tape(bytes(tape) if whole else None)
 
 
 class EventStream(StreamingResponse):
@@ -31,6 +48,13 @@ class EventStream(StreamingResponse):
         self._ends_at = deadline_at + GRACE_S
         self._on_end = on_end
         self._kept = ExitStack()
+
+    def tape(self, on_tape: OnTape, *, most: int) -> None:
+        """Call `on_tape` with all bytes of the events, up to about `most`, when they have ended, before the client hears of it.
+
+        It is called with None when they were cut off.
+        """
+        self._events = self.body_iterator = _taped(self._events, on_tape, most)
 
     def keep(self, kept: ExitStack) -> None:
         """Close `kept` when the stream has ended."""

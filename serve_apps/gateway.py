@@ -20,6 +20,8 @@ from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
+from serve_apps.idempotency import build_idempotency
+from serve_apps.runs import Runs, build_runs
 
 NAME = "gateway"
 
@@ -29,10 +31,11 @@ class _Switch:
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
+        self.runs: Runs | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await _lifespan(receive, send, self.runs)
         elif self.app is not None:
             await self.app(scope, receive, send)
 
@@ -44,9 +47,13 @@ def _application() -> ASGIApp:
     return _SWITCH
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def _lifespan(receive: Receive, send: Send, runs: Runs | None) -> None:
     while True:
         message = await receive()
+        if runs is not None and message["type"] == "lifespan.startup":
+            runs.begin()
+        elif runs is not None:
+            await runs.drain()
         await send({"type": message["type"] + ".complete"})
         if message["type"] == "lifespan.shutdown":
             return
@@ -67,17 +74,22 @@ class Gateway:
         configure_tracing("gateway", settings, metrics.spans_dropped)
         gate = wiring.journal_gate(settings)
         directory = Directory(governance, metrics)
+        invoker = Invoker(
+            directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
+        )
+        journal = wiring.open_journal(settings, wiring.process_writer_id("gateway"))
+        _SWITCH.runs = build_runs(settings, invoker, journal)
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            invoker=Invoker(
-                directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
-            ),
-            journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
+            invoker=invoker,
+            journal=journal,
             gate=gate,
             metrics=metrics,
             clock=SystemClock(),
+            runs=_SWITCH.runs,
+            idempotency=build_idempotency(settings, journal),
         )
         self._wait = LoopWait()
         _SWITCH.app = app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))

@@ -25,6 +25,10 @@ class Receiver(Protocol):
         """Tell the agent to stop the call."""
         ...
 
+    async def stopped(self, stream: int) -> None:
+        """Wait until the agent has."""
+        ...
+
 
 class CallStream:
     """The chunks of a streamed call, as an async iterator; `result` holds the end of the answer after the last chunk.
@@ -80,6 +84,10 @@ class CallStream:
         if self._open:
             self._error = CancelledCallError("The stream was closed before its end.")
             self._connection.give_up(self._id)
+
+    async def stopped(self) -> None:
+        """Wait until the agent's work has ended after this end gave it up, or the agent is lost; else return at once."""
+        await self._connection.stopped(self._id)
 
     async def __aenter__(self) -> CallStream:
         return self

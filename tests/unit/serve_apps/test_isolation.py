@@ -18,7 +18,7 @@ from tests.governors import facts
 
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
-NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone", "run_id": "0" * 36}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
@@ -49,6 +49,13 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /api/v1/agents/{agent_id}": ({}, None),
     "PUT /api/v1/agents/{agent_id}": ({}, AGENT | {"agent_id": "<agent_id>", "instructions": "Obey."}),
     "DELETE /api/v1/agents/{agent_id}": ({}, None),
+    "POST /api/v1/agents/{agent_id}/runs": ({}, {"text": "hello"}),
+    "GET /api/v1/runs": ({}, None),
+    "GET /api/v1/runs/{run_id}": ({}, None),
+    "GET /api/v1/runs/{run_id}/events": ({}, None),
+    "POST /api/v1/runs/{run_id}/cancel": ({}, None),
+    "DELETE /api/v1/runs/{run_id}": ({}, None),
+    "GET /api/v1/webhooks/secret": ({}, None),
     "POST /api/v1/gangs": ({}, GANG | {"gang_id": "<gang_id>"}),
     "GET /api/v1/gangs/{gang_id}": ({}, None),
     "DELETE /api/v1/gangs/{gang_id}": ({}, None),
@@ -68,9 +75,8 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /health/ready": ({}, None),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
-FOREIGN = {name: 404 for name in ROUTES if "{agent_id}" in name or "{gang_id}" in name or "keys" in name} | {
-    "POST /v1/chat/completions": 404
-}
+_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "keys")
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)} | {"POST /v1/chat/completions": 404}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -106,6 +112,10 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
     acme, globex = tenants
     (await acme.http.post("/api/v1/agents", json=AGENT)).raise_for_status()
     (await acme.http.post("/api/v1/gangs", json=GANG)).raise_for_status()
+    run = await acme.http.post("/api/v1/agents/planner/runs", json={"text": "a secret plan", "metadata": {"of": "acme"}})
+    acme.ids["run_id"] = run.json()["run_id"]
+    # Ended before anybody looks: what it asks of the store would count as theirs.
+    (await acme.http.post(f"{run.headers['location']}/cancel")).raise_for_status()
     document = (await acme.http.get("/openapi.json")).json()
     return World(home, operator, acme, globex, document)
 
@@ -160,7 +170,10 @@ async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> Non
     assert (await world.globex.http.get("/api/v1/agents")).json() == {"agents": [], "next": ""}
     assert (await world.globex.http.get("/v1/models")).json()["data"] == []
     assert [k["key_id"] for k in (await world.globex.http.get("/api/v1/keys")).json()["keys"]] == [own]
-    for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/status", "/health/ready"):
+    assert (await world.globex.http.get("/api/v1/runs")).json() == {"runs": [], "next": ""}
+    assert [r["run_id"] for r in (await world.acme.http.get("/api/v1/runs")).json()["runs"]] == [world.acme.ids["run_id"]]
+    assert len({(await t.http.get("/api/v1/webhooks/secret")).json()["secret"] for t in (world.acme, world.globex)}) == 2
+    for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/runs", "/api/v1/status", "/health/ready"):
         text = (await world.globex.http.get(path)).text
         assert not [each for each in (*world.acme.ids.values(), "trial") if each in text], path
     mine, all_of_it = [(await t.http.get("/api/v1/status")).json() for t in (world.globex, world.operator)]
@@ -214,6 +227,8 @@ async def test_a_query_that_is_not_known_is_refused_by_name(world: World) -> Non
         ("/api/v1/keys?tenant=acme", "tenant"),
         ("/api/v1/keys?after=a&after=b", "after"),
         ("/api/v1/keys?after=%00", "after"),
+        ("/api/v1/runs?status=done", "status"),
+        ("/api/v1/runs?kind=a2a", "kind"),
     ):
         answer = await world.globex.http.get(path)
         assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [wrong])

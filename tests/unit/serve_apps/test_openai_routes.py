@@ -39,7 +39,9 @@ class Collaborators:
     def authenticate(self, _: str) -> Principal:
         return Principal(TenantId("acme"), ProjectId("default"), "key:1", frozenset(Scope))
 
-    async def stream(self, *_: object, deadline_s: float, conversation: str | None = None) -> Collaborators:
+    async def stream(
+        self, *_: object, deadline_s: float, conversation: str | None = None, until_stopped: bool = False
+    ) -> Collaborators:
         self.waiting.set()
         if self.caller is not None:
             self.caller.cancel()
