@@ -125,7 +125,8 @@ class RunCarrier:
         text = RunText(self._records, run.run_id)
         status, result = RunStatus.ERROR, dict[str, Any]()
         try:
-            answer = await self._call(run, text)
+            with self._records.watch(run.run_id):  # so that a cancel at another gateway is seen soon
+                answer = await self._call(run, text)
             status, result = RunStatus.SUCCESS, _result(answer)
         except asyncio.CancelledError:
             if run.run_id in self._stopping:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 # Between two looks for other gateways' changes: at once after one, then ever longer. What this gateway writes is seen at once.
 SHORTEST_S: Final = 0.002
 LONGEST_S: Final = 0.1
+# The same while nobody here waits for a run, nor carries one.
+IDLE_S: Final = 0.5
 THREADS: Final = 4
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +54,8 @@ class RunRecords:
     def watch(self, run_id: str) -> Iterator[asyncio.Event]:
         """Lend an event that is set whenever the run changes. Clear it, then read, then wait for it."""
         event = asyncio.Event()
+        if not self._watches:
+            self._written.set()  # it may be in the middle of a long pause
         self._watches.setdefault(run_id, set()).add(event)
         try:
             yield event
@@ -73,7 +77,7 @@ class RunRecords:
                 log.exception("the runs can't be followed")
                 changed, self._seen = False, -1
                 await asyncio.sleep(1.0)
-            pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S)
+            pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S if self._watches else IDLE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._written.wait()

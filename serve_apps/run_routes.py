@@ -74,7 +74,7 @@ class RunRoutes:
         return _json(run_object(ended), 200, place)
 
     async def list_runs(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/runs?thread_id=&status=&after=&limit=: the tenant's runs, the newest first."""
+        """GET /api/v1/runs?thread_id=&status=&after=&limit=: the tenant's runs, the newest first; an empty page is the end."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         query = read_query(request, _LIST)
         limit, status, thread_id = int(query.get("limit", "100")), query.get("status", ""), query.get("thread_id", "")
@@ -88,7 +88,7 @@ class RunRoutes:
             after=query.get("after", ""),
             limit=limit,
         )
-        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if len(runs) == limit else ""})
+        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if runs else ""})
 
     async def show_run(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/runs/{run_id}: a run as it stands, with its answer when it has ended."""

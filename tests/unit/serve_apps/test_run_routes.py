@@ -124,7 +124,8 @@ async def test_a_run_from_its_start_to_its_end(world: World) -> None:
     assert (await world.http.get(path)).json() == ended
     again = await world.http.get(f"{path}/events", headers={"last-event-id": str(last_id - 1)})
     assert events(again) == [seen[-1]]
-    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ""}
+    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ended["run_id"]}
+    assert (await world.http.get(f"/api/v1/runs?after={ended['run_id']}")).json() == {"runs": [], "next": ""}
     assert (await world.http.post(f"{path}/cancel")).json() == ended
     assert (await world.http.delete(path)).json()["status"] == "deleted"
     assert (await world.http.get(path)).status_code == 404
@@ -185,8 +186,13 @@ async def test_whoever_follows_a_run_ends_nothing_by_leaving(world: World, monke
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await world.http.get(f"{path}/events")
-    assert (await world.http.get(path)).json()["status"] in ("pending", "running")
-    assert (await world.http.post(f"{path}/cancel")).json()["status"] == "cancelled"
+    for _ in range(20):  # time for a cancel that must not be
+        assert (await world.http.get(path)).json()["status"] in ("pending", "running")
+    hold.set()
+    assert events(await world.http.get(f"{path}/events"))[-1][2]["status"] == "success"
+    hold.clear()
+    run = await world.post(text="x")
+    assert (await world.http.post(f"{run.headers['location']}/cancel")).json()["status"] == "cancelled"
     late = await world.http.post(
         "/api/v1/agents/planner/runs", json={"text": "x", "background": False}, headers={"x-deadline-s": "0.01"}
     )
