@@ -6,10 +6,12 @@ What stays as it was is the supervisor with Ray's own processes, and the local m
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors.marked import end_idle_workers
 from actors.ray_actors import GOVERNANCE, find, names, restart
@@ -19,7 +21,7 @@ from cluster.errors import from_problem
 from cluster.settings import Settings
 from serve_apps.gateway import deploy
 
-PART_TIMEOUT_S = 60.0
+PART_TIMEOUT_S = 120.0
 
 
 def upgrade(state: ClusterState, say: Callable[[str], None]) -> int:
@@ -45,7 +47,16 @@ def upgrade(state: ClusterState, say: Callable[[str], None]) -> int:
 
 
 def _answer(actor: str, method: str, timeout_s: float | None) -> Any:
-    document = json.loads(ray.get(getattr(find(actor), method).remote(), timeout=timeout_s))
+    # Ray may still take one that is being started again for unavailable; every method that is asked here may be asked twice.
+    deadline = time.monotonic() + PART_TIMEOUT_S
+    while True:
+        try:
+            document = json.loads(ray.get(getattr(find(actor), method).remote(), timeout=timeout_s))
+            break
+        except RayError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
     if "problem" in document:
         raise from_problem(document["problem"])
     return document["ok"]

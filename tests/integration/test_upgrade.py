@@ -26,7 +26,7 @@ def parts(cluster: RunningCluster) -> dict[str, set[int]]:
 def upgrade(cluster: RunningCluster) -> dict[str, Any]:
     command = [sys.executable, "-m", "cli.main", "upgrade", "--json", "--home", str(cluster.settings.home)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=cluster.environment)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
