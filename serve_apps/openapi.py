@@ -13,6 +13,7 @@ from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectR
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
+from serve_apps import langgraph, langgraph_table
 from serve_apps.chat import ChatRequest
 from serve_apps.native_routes import IF_MATCH_PATTERN
 from serve_apps.run_requests import RunBody
@@ -27,7 +28,10 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     KeyRequest,
     KeyRotation,
     RunBody,
+    *langgraph.BODIES,
 )
+# Routes that anybody may ask.
+OPEN: Final = frozenset({"/health/live", "/health/ready", "/langgraph/ok"})
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
 _NAME: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
@@ -157,7 +161,7 @@ _ONCE: Final = {
     "schema": {"type": "string", "maxLength": 255, "pattern": "^[ -~]+$"},
     "description": "The same key with the same body is answered as the first time, and nothing is done twice.",
 }
-_PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
+_PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = langgraph_table.PARAMETERS | {
     "register": [
         {
             "name": "Idempotency-Key",
@@ -230,18 +234,21 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         done["text/event-stream"] = {
             "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
         }
+    if name in langgraph_table.STREAMS:
+        done = {"text/event-stream": {"schema": {"type": "string", "description": "LangGraph's events, each with an id."}}}
     if name == "follow_run":
         done = {"text/event-stream": {"schema": {"type": "string", "description": "`text` events, then one `end`."}}}
     extra: dict[str, Any] = {
         "responses": {str(s): {"description": "Done", "content": done} for s in statuses}
         | {"4XX": {"description": "Refused", "content": problem}, "5XX": {"description": "Failed", "content": problem}},
     }
-    if not path.startswith("/health/"):
+    if path not in OPEN:
         extra["security"] = [{"bearer": []}]
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT, "run_id": _TEXT}
+    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
+    path_schemas |= dict.fromkeys(("run_id", "thread_id", "assistant_id", "checkpoint_id"), _TEXT)
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in path_schemas.items()
