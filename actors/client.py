@@ -34,7 +34,7 @@ class GovernanceClient:
         self._governance = governance
         self._principal = principal
         self._parent_invocation_id = parent_invocation_id
-        self._invoker = Invoker(Directory(governance), most=MAX_CALLS)
+        self._invoker = Invoker(Directory(governance), places=MAX_CALLS)
 
     async def register_agent(
         self,

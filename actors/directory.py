@@ -160,15 +160,26 @@ class Directory:
         self._clients: dict[tuple[str, int], ChannelClient] = {}
 
     async def call(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> bytes:
-        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
+        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)
             try:
-                return await link.client.call(payload, grant=link.grant, deadline_s=ends - time.monotonic())
+                left_s = ends - time.monotonic()
+                return await link.client.call(payload, grant=link.grant, deadline_s=left_s, until_stopped=until_stopped)
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from typing import Any
 
 from actors.directory import AgentStream, Directory
 from actors.wire import CallAnswer, CallOrder
-from cluster.errors import OverloadedError
+from cluster.errors import DeadlineExceededError, OverloadedError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
+from cluster.limits.fair_queue import FairQueue
 from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import traceparent
 
@@ -25,7 +27,7 @@ class Invocation:
     agent_id: str
     # OpenAI chat messages, checked.
     messages: list[dict[str, Any]]
-    # Seconds from now until which it must have ended, a wake included.
+    # Within how many seconds of `came_ns` it must have ended, a wait and a wake included.
     deadline_s: float
     # Its turns are the agent's to remember; None for a call of its own.
     conversation_id: str | None = None
@@ -36,10 +38,14 @@ class Invocation:
     parent_invocation_id: str = ""
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
-    # Whether giving its stream up waits until the agent has stopped and its last fact is written.
+    # Whether giving it up waits until the agent has stopped and its last fact is written.
     until_stopped: bool = False
     # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
     came_ns: int = field(default_factory=time.monotonic_ns)
+
+    def left_s(self) -> float:
+        """Return the seconds that are left of its time; 0 or less when it is over."""
+        return self.deadline_s - (time.monotonic_ns() - self.came_ns) / 1e9
 
     def order(self) -> CallOrder:
         """Return it as the agent takes it, now."""
@@ -59,12 +65,21 @@ class Invocation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place that a call holds."""
+
+    tenant: str
+    since_ns: int
+
+
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
-    def __init__(self, stream: AgentStream, invoker: Invoker, *, until_stopped: bool = False) -> None:
+    def __init__(self, stream: AgentStream, invoker: Invoker, place: _Place, *, until_stopped: bool = False) -> None:
         self._stream = stream
         self._invoker: Invoker | None = invoker
+        self._place = place
         self._until_stopped = until_stopped
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -90,40 +105,59 @@ class InvocationStream:
                 if self._until_stopped:
                     await self._stream.stopped()
             finally:
-                invoker._leave()
+                invoker._leave(self._place)
 
 
 class Invoker:
-    """Calls agents, within what this process may hold at once. For one event loop."""
+    """Calls agents, within what this process may have under way at once, fairly between tenants. For one event loop."""
 
     def __init__(
-        self, directory: Directory, *, most: int, gate: JournalGate | None = None, metrics: Metrics | None = None
+        self,
+        directory: Directory,
+        *,
+        places: int,
+        waiting: int = 0,
+        gate: JournalGate | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """Hold at most `most` calls; with `gate` take none on while the node can record no more."""
+        """Have at most `places` calls under way and `waiting` waiting; with `gate` take none on that can't be recorded.
+
+        Where nothing may wait, one tenant may have all places.
+        """
         self._directory = directory
-        self._most = most
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
         self._gate = gate
         self._metrics = metrics
-        # Calls under way; never above `most`.
-        self.calls = 0
+
+    @property
+    def calls(self) -> int:
+        """Calls that are held here, under way or waiting."""
+        return self._queue.running + self._queue.waiting
+
+    @property
+    def load(self) -> int:
+        """Calls that are a reason for more processes: what one tenant piles up beyond its share is none."""
+        return self._queue.load()
 
     async def run(self, invocation: Invocation) -> CallAnswer:
         """Return the agent's whole answer; its usage fact is in the journal before that.
 
-        Raises OverloadedError at once when this process holds as many calls as it may, JournalFullError when the node can
-        record no more, and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
+        Raises OverloadedError at once when as many calls of the tenant wait as may, JournalFullError when the node can record
+        no more, DeadlineExceededError, and what the agent raised or kept the call from it. Cancelling it stops the agent's
+        work.
         """
-        self._enter()
+        place = await self._enter(invocation)
         try:
             answer = await self._directory.call(
                 invocation.principal,
                 invocation.agent_id,
                 invocation.order().to_bytes(),
-                deadline_s=invocation.deadline_s,
+                deadline_s=invocation.left_s(),
                 conversation=invocation.conversation_id,
+                until_stopped=invocation.until_stopped,
             )
         finally:
-            self._leave()
+            self._leave(place)
         return CallAnswer.from_bytes(answer)
 
     async def open(self, invocation: Invocation) -> InvocationStream:
@@ -131,38 +165,62 @@ class Invoker:
 
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
-        self._enter()
+        place = await self._enter(invocation)
         try:
             stream = await self._directory.stream(
                 invocation.principal,
                 invocation.agent_id,
                 invocation.order().to_bytes(),
-                deadline_s=invocation.deadline_s,
+                deadline_s=invocation.left_s(),
                 conversation=invocation.conversation_id,
                 until_stopped=invocation.until_stopped,
             )
         except BaseException:
-            self._leave()
+            self._leave(place)
             raise
-        return InvocationStream(stream, self, until_stopped=invocation.until_stopped)
+        return InvocationStream(stream, self, place, until_stopped=invocation.until_stopped)
 
     async def aclose(self) -> None:
         """Close the connections to agents."""
         await self._directory.aclose()
 
-    def _enter(self) -> None:
+    async def _enter(self, invocation: Invocation) -> _Place:
         if self._gate is not None:
             self._gate.check()
-        if self.calls >= self._most:
+        tenant = str(invocation.principal.tenant)
+        if not self._queue.enter(tenant):
+            await self._wait(tenant, invocation)
+        self._changed()
+        return _Place(tenant, time.monotonic_ns())
+
+    async def _wait(self, tenant: str, invocation: Invocation) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = self._queue.wait(tenant, turn)
+        if ticket is None:
             raise OverloadedError(
-                f"This process holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+                f"{self.calls} calls are under way or wait here, and no more of this tenant may.",
+                hint="Retry after a moment.",
+                retry_after_s=1,
             )
-        self._change(1)
+        self._changed()
+        try:
+            async with asyncio.timeout(invocation.left_s()):
+                await turn
+        except BaseException as e:
+            if not self._queue.give_up(tenant, ticket):
+                # Its turn came in that very moment.
+                self._leave(_Place(tenant, time.monotonic_ns()))
+            self._changed()
+            if isinstance(e, TimeoutError):
+                raise DeadlineExceededError("The call's deadline passed while it waited for its turn.") from None
+            raise
 
-    def _leave(self) -> None:
-        self._change(-1)
+    def _leave(self, place: _Place) -> None:
+        self._queue.leave(place.tenant, (time.monotonic_ns() - place.since_ns) // 1_000)
+        while (turn := self._queue.next()) is not None:
+            turn.set_result(None)
+        self._changed()
 
-    def _change(self, by: int) -> None:
-        self.calls += by
+    def _changed(self) -> None:
         if self._metrics is not None:
             self._metrics.queue_depth(self.calls)

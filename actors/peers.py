@@ -29,7 +29,7 @@ class PeerInvoker:
     async def ask(self, agent_id: str, question: str, call: Call) -> str:
         """Return the agent's answer; as `cluster.agents.delegation.Peers` has it."""
         if self._invoker is None:
-            self._invoker = Invoker(Directory(Governance()), most=MAX_CALLS)
+            self._invoker = Invoker(Directory(Governance()), places=MAX_CALLS)
         left_s = (call.ends_ns - time.monotonic_ns()) / 1e9
         if left_s <= 0:
             raise DeadlineExceededError("The call's deadline passed before another agent could be asked.")
@@ -48,6 +48,8 @@ class PeerInvoker:
             left_s,
             request_id=call.request_id,
             parent_invocation_id=call.invocation_id,
+            # A call has not stopped while anything of it runs.
+            until_stopped=True,
         )
         return (await self._invoker.run(invocation)).text
 

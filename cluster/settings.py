@@ -64,7 +64,12 @@ class Settings(BaseSettings):
         900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
     )
     wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
-    queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    queue_limit: int = Field(
+        512, ge=1, description="Calls that one gateway replica holds at once, under way or waiting; one more is answered 429."
+    )
+    gateway_places: int = Field(
+        256, ge=1, description="Calls that one gateway replica has under way at once; others wait, each tenant for its turn."
+    )
     runs_at_once: int = Field(
         64, ge=1, description="Runs that one gateway carries at once; others wait. A run is a call that outlives its connection."
     )
@@ -218,6 +223,11 @@ class Settings(BaseSettings):
     def webhook_origin_list(self) -> tuple[str, ...]:
         """The origins that webhooks may go to though they are private, or not HTTPS."""
         return tuple(origin for origin in self.webhook_origins.replace(" ", "").split(",") if origin)
+
+    @property
+    def places(self) -> int:
+        """The calls that one gateway may have under way at once: no more than half of what it holds, where that is little."""
+        return min(self.gateway_places, (self.queue_limit + 1) // 2)
 
     @property
     def run_dir(self) -> Path:

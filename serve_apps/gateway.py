@@ -74,7 +74,9 @@ class Gateway:
         configure_tracing("gateway", settings, metrics.spans_dropped)
         gate = wiring.journal_gate(settings)
         directory = Directory(governance, metrics)
-        invoker = Invoker(directory, most=settings.queue_limit, gate=gate, metrics=metrics)
+        invoker = Invoker(
+            directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
+        )
         journal = wiring.open_journal(settings, wiring.process_writer_id("gateway"))
         _SWITCH.runs = build_runs(settings, invoker, journal)
         self._edge = Edge(
@@ -95,7 +97,7 @@ class Gateway:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
-        return {CALLS: float(self._edge.invoker.calls), WAIT_P95: self._wait.p95_s()}
+        return {CALLS: float(self._edge.invoker.load), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)

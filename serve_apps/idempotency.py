@@ -46,7 +46,7 @@ REPLAYED: Final = "idempotent-replayed"
 PRUNE_S: Final = 600.0
 THREADS: Final = 4
 # Of a streamed answer that is being taped.
-MOST_TAPED: Final = 8 << 20
+MOST_TAPED: Final = 4 << 20
 
 
 class Idempotency:

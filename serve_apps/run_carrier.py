@@ -73,8 +73,9 @@ class RunCarrier:
                     await self._records.read(self._store.prune, self._clock.now_us())
                 await self._begin()
                 await self._stop_cancelled()
-            except SovereignError as error:
-                log.warning("runs can't be carried on: %s", error.detail)
+            except Exception:
+                # As long as this goes on, what is on record will be done.
+                log.exception("runs can't be carried on")
                 await asyncio.sleep(LOOK_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(look_at):
@@ -124,7 +125,8 @@ class RunCarrier:
         text = RunText(self._records, run.run_id)
         status, result = RunStatus.ERROR, dict[str, Any]()
         try:
-            answer = await self._call(run, text)
+            with self._records.watch(run.run_id):  # so that a cancel at another gateway is seen soon
+                answer = await self._call(run, text)
             status, result = RunStatus.SUCCESS, _result(answer)
         except asyncio.CancelledError:
             if run.run_id in self._stopping:
@@ -139,7 +141,7 @@ class RunCarrier:
             result = {"error": InternalError("The gateway failed.").to_problem()}
         try:
             await self._records.write(self._store.end, run.run_id, status, self._clock.now_us(), answer=text.whole, **result)
-        except SovereignError:
+        except Exception:
             # It stays as running, and is lost when this process ends: it can't be said that it ended well.
             log.exception("the end of run %s can't be written", run.run_id)
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
-from cluster.errors import SovereignError
 from cluster.runs.run import RunStatus
 from cluster.runs.run_store import RunStore
 
@@ -19,6 +18,8 @@ log = logging.getLogger(__name__)
 # Between two looks for other gateways' changes: at once after one, then ever longer. What this gateway writes is seen at once.
 SHORTEST_S: Final = 0.002
 LONGEST_S: Final = 0.1
+# The same while nobody here waits for a run, nor carries one.
+IDLE_S: Final = 0.5
 THREADS: Final = 4
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class RunRecords:
     def watch(self, run_id: str) -> Iterator[asyncio.Event]:
         """Lend an event that is set whenever the run changes. Clear it, then read, then wait for it."""
         event = asyncio.Event()
+        if not self._watches:
+            self._written.set()  # it may be in the middle of a long pause
         self._watches.setdefault(run_id, set()).add(event)
         try:
             yield event
@@ -69,11 +72,12 @@ class RunRecords:
             self._written.clear()
             try:
                 changed = await self._tell() if self.store.changed() else False
-            except SovereignError as error:
-                log.warning("the runs can't be followed: %s", error.detail)
+            except Exception:
+                # Nobody would look after runs any more if this ended: whatever it is, it is tried again.
+                log.exception("the runs can't be followed")
                 changed, self._seen = False, -1
                 await asyncio.sleep(1.0)
-            pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S)
+            pause = SHORTEST_S if changed else min(pause * 2, LONGEST_S if self._watches else IDLE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._written.wait()

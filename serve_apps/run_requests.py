@@ -85,16 +85,20 @@ def run_object(run: Run) -> dict[str, Any]:
     }
 
 
-async def run_events(events: AsyncGenerator[RunEvent]) -> AsyncGenerator[bytes]:
+async def run_events(events: AsyncGenerator[RunEvent], *, until: float) -> AsyncGenerator[bytes]:
     """Yield events as server-sent events: `text` with a piece, last `end` with the run; each with its number as its id.
 
-    While nothing comes a comment is sent now and then, so that nobody on the way takes the connection for dead.
+    While nothing comes a comment is sent now and then, so that nobody on the way takes the connection for dead. They stop
+    at `until`, by the loop's clock, for the client to come back.
     """
+    loop = asyncio.get_running_loop()
     coming: asyncio.Future[RunEvent] | None = None
     try:
         while True:
             coming = asyncio.ensure_future(anext(events))
-            while not (await asyncio.wait((coming,), timeout=QUIET_S))[0]:
+            while not (await asyncio.wait((coming,), timeout=min(QUIET_S, max(0.0, until - loop.time()))))[0]:
+                if loop.time() >= until:
+                    return
                 yield b": quiet\n\n"
             event = await coming
             if event.run is None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.admission.strict_json import parse_strict_json
-from cluster.errors import FieldError, InvalidRequestError, from_problem
+from cluster.errors import DeadlineExceededError, FieldError, InvalidRequestError, from_problem
 from cluster.identity.ids import AgentId, Identifier
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
@@ -22,8 +22,6 @@ from serve_apps.queries import read_query
 from serve_apps.run_requests import RunBody, run_events, run_object
 from serve_apps.runs import RunRequest
 
-# How long one connection may follow a run; after that it is followed on another, from where it stood.
-FOLLOW_S: Final = 3600.0
 _LIST: Final = frozenset({"thread_id", "status", "after", "limit"})
 _MAX_SEQ_DIGITS: Final = 9
 
@@ -64,13 +62,19 @@ class RunRoutes:
         place = {"location": f"/api/v1/runs/{run.run_id}"}
         if body.background:
             return _json(run_object(run), 202, place)
-        ended = await until_gone(request, asyncio.ensure_future(edge.runs.wait(principal, run.run_id)))
+        waiting = asyncio.ensure_future(asyncio.wait_for(edge.runs.wait(principal, run.run_id), deadline_s))
+        try:
+            ended = await until_gone(request, waiting)
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"The run did not end within {deadline_s:g} s.", hint="Let it go on in the background."
+            ) from None
         if ended.status is not RunStatus.SUCCESS:
             raise from_problem(ended.error)
         return _json(run_object(ended), 200, place)
 
     async def list_runs(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/runs?thread_id=&status=&after=&limit=: the tenant's runs, the newest first."""
+        """GET /api/v1/runs?thread_id=&status=&after=&limit=: the tenant's runs, the newest first; an empty page is the end."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         query = read_query(request, _LIST)
         limit, status, thread_id = int(query.get("limit", "100")), query.get("status", ""), query.get("thread_id", "")
@@ -84,7 +88,7 @@ class RunRoutes:
             after=query.get("after", ""),
             limit=limit,
         )
-        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if len(runs) == limit else ""})
+        return _json({"runs": [run_object(run) for run in runs], "next": runs[-1].run_id if runs else ""})
 
     async def show_run(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/runs/{run_id}: a run as it stands, with its answer when it has ended."""
@@ -99,8 +103,9 @@ class RunRoutes:
             raise _wrong("Last-Event-ID", "must be the id of an event of this run")
         await self._edge.runs.get(principal, run_id)
         events = self._edge.runs.events(principal, run_id, int(seen), cancel_on_disconnect=False)
-        ends = asyncio.get_running_loop().time() + FOLLOW_S
-        return EventStream(run_events(events), deadline_at=ends, on_end=_nothing)
+        # No connection is held for longer than a call may take; whoever follows comes back with Last-Event-ID.
+        until = asyncio.get_running_loop().time() + self._edge.settings.call_timeout_s
+        return EventStream(run_events(events, until=until), deadline_at=until, on_end=_nothing)
 
     async def cancel_run(self, request: Request, exchange: Exchange) -> Response:
         """POST /api/v1/runs/{run_id}/cancel: end a run; the answer comes when its work has stopped and is billed."""

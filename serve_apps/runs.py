@@ -22,10 +22,11 @@ from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import is_alive
 from cluster.journal.writer import JournalWriter
 from cluster.runs.run import Kind, Multitask, Run, RunEvent, RunStatus
-from cluster.runs.run_store import Document, RunStore
+from cluster.runs.run_store import RunStore
 from cluster.runs.webhook import WebhookSecrets
 from cluster.settings import Settings
 from serve_apps.run_carrier import RunCarrier
+from serve_apps.run_documents import RunDocuments
 from serve_apps.run_records import RunRecords
 from serve_apps.webhooks import Webhooks
 
@@ -68,7 +69,7 @@ class RunRequest:
     trace_id: str = ""
 
 
-class Runs:
+class Runs(RunDocuments):
     """For one event loop: `begin` starts what carries runs and tells of changes, `aclose` ends it.
 
     Another tenant's run is NotFoundError everywhere, in the same words as one that does not exist.
@@ -87,8 +88,7 @@ class Runs:
         secrets: WebhookSecrets,
     ) -> None:
         """Carry runs as `owner`, which must be unique to this process; see `RunCarrier`. Webhooks go where `egress` lets them."""
-        self._records = RunRecords(store)
-        self._store = store
+        super().__init__(RunRecords(store))
         self._owner = owner
         self._clock = clock
         self._carrier = RunCarrier(self._records, invoker, owner=owner, is_alive=is_alive, at_once=at_once, clock=clock)
@@ -142,6 +142,9 @@ class Runs:
         """Return a run as it stands; raises NotFoundError."""
         return await self._records.read(self._store.get, str(principal.tenant), run_id)
 
+    async def _glance(self, principal: Principal, run_id: str) -> tuple[RunStatus, int]:
+        return await self._records.read(self._store.glance, str(principal.tenant), run_id)
+
     async def list_runs(
         self,
         principal: Principal,
@@ -152,7 +155,10 @@ class Runs:
         after: str = "",
         limit: int = 100,
     ) -> Sequence[Run]:
-        """Return the tenant's runs of a kind, the newest first, those older than the run `after`."""
+        """Return the tenant's runs of a kind, the newest first, those older than the run `after`.
+
+        They are fewer than `limit` also where they are large: what is empty is the end.
+        """
         return await self._records.read(
             self._store.list_runs, str(principal.tenant), kind, thread_id=thread_id, status=status, after=after, limit=limit
         )
@@ -167,9 +173,9 @@ class Runs:
             with self._records.watch(run_id) as changed:
                 while True:
                     changed.clear()
-                    run = await self.get(principal, run_id)
-                    if run.status.ended:
-                        return run
+                    status, _ = await self._glance(principal, run_id)
+                    if status.ended:
+                        return await self.get(principal, run_id)
                     await changed.wait()
         except asyncio.CancelledError:
             self.leave(principal, run_id, cancel_on_disconnect)
@@ -188,16 +194,16 @@ class Runs:
                 while True:
                     changed.clear()
                     # Before its events: what has ended then has all of them on record.
-                    run = await self.get(principal, run_id)
-                    page = await self._records.read(self._store.events, run.tenant, run_id, after, _PAGE)
+                    status, last = await self._glance(principal, run_id)
+                    page = await self._records.read(self._store.events, str(principal.tenant), run_id, after, _PAGE)
                     for seq, text in page:
                         yield RunEvent(seq, text)
                         after = seq
                     if len(page) == _PAGE:
                         continue
-                    if run.status.ended:
-                        if after <= run.last_event:
-                            yield RunEvent(run.last_event + 1, "", run)
+                    if status.ended:
+                        if after <= last:
+                            yield RunEvent(last + 1, "", await self.get(principal, run_id))
                         return
                     await changed.wait()
         except (asyncio.CancelledError, GeneratorExit):
@@ -215,24 +221,6 @@ class Runs:
     async def delete(self, principal: Principal, run_id: str) -> None:
         """Remove a run that has ended; raises NotFoundError, or ConflictError while it is under way."""
         await self._records.write(self._store.delete, str(principal.tenant), run_id)
-
-    async def put_document(
-        self, principal: Principal, kind: str, id_: str, json: dict[str, Any], version: int | None = None
-    ) -> Document:
-        """Write a small document of a protocol; with `version` only when it has that one, 0 for when there is none."""
-        return await self._records.read(self._store.put_document, str(principal.tenant), kind, id_, json, version)
-
-    async def get_document(self, principal: Principal, kind: str, id_: str) -> Document:
-        """Return a document; raises NotFoundError."""
-        return await self._records.read(self._store.get_document, str(principal.tenant), kind, id_)
-
-    async def list_documents(self, principal: Principal, kind: str, *, after: str = "", limit: int = 100) -> Sequence[Document]:
-        """Return the tenant's documents of a kind by id, those after `after`."""
-        return await self._records.read(self._store.list_documents, str(principal.tenant), kind, after=after, limit=limit)
-
-    async def delete_document(self, principal: Principal, kind: str, id_: str) -> None:
-        """Remove a document; raises NotFoundError."""
-        await self._records.read(self._store.delete_document, str(principal.tenant), kind, id_)
 
     async def webhook_secret(self, principal: Principal) -> str:
         """Return what the tenant checks its webhooks' signatures with."""

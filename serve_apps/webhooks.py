@@ -12,7 +12,7 @@ import orjson
 
 from cluster.agents.egress import EgressPolicy, EgressRefusedError
 from cluster.clock import Clock, utc
-from cluster.errors import FieldError, InvalidRequestError, SovereignError
+from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.ids import TenantId
 from cluster.runs.webhook import Delivery, WebhookSecrets, retry_us, signed_headers
 from serve_apps.run_records import RunRecords
@@ -56,8 +56,8 @@ class Webhooks:
                 pause = LOOK_S
                 try:
                     pause = await self._round()
-                except SovereignError as error:
-                    log.warning("webhooks can't be delivered: %s", error.detail)
+                except Exception:
+                    log.exception("webhooks can't be delivered")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._records.ended.wait()

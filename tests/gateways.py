@@ -70,7 +70,7 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     actor, metrics = GovernanceActor(settings.to_json()), Metrics(settings.metrics_dir, "gateway")
     gate = open_gate(settings.journal_dir)
     local = cast("Any", InProcess(actor))
-    invoker = Invoker(Directory(local, metrics), most=settings.queue_limit, gate=gate, metrics=metrics)
+    invoker = Invoker(Directory(local, metrics), places=settings.queue_limit, gate=gate, metrics=metrics)
     journal = wiring.open_journal(settings, "gateway.test")
     runs, idempotency = build_runs(settings, invoker, journal), build_idempotency(settings, journal)
     edge = Edge(

@@ -108,12 +108,12 @@ class ChannelClient:
         """Calls under way, with those given up that the agent has not ended yet."""
         return len(self._connection.calls) + len(self._connection.given_up)
 
-    async def call(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> bytes:
+    async def call(self, payload: bytes, *, grant: SessionGrant, deadline_s: float, until_stopped: bool = False) -> bytes:
         """Return the agent's answer to `payload`.
 
         Raises what the agent raised; DeadlineExceededError after `deadline_s` seconds; OverloadedError when the connection
         carries as many calls as it may; PayloadTooLargeError; AgentLostError when the connection is lost, at once.
-        Cancelling the task that waits here stops the agent's work.
+        Cancelling the task that waits here stops the agent's work; with `until_stopped` it ends when that has stopped.
         """
         connection = self._connection
         if not connection.has_room:
@@ -127,6 +127,8 @@ class ChannelClient:
             return await done
         except asyncio.CancelledError:
             connection.give_up(stream)
+            if until_stopped:
+                await connection.stopped(stream)
             raise
 
     def stream(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> CallStream:

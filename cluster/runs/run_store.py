@@ -22,7 +22,9 @@ class Bounds:
     documents: int = 10_000
     document_bytes: int = 256 << 10
     # Of one run's answer; with more the run ends with an error.
-    event_bytes: int = 8 << 20
+    event_bytes: int = 4 << 20
+    # Of what one page of a list holds; it may hold more by the last run.
+    page_bytes: int = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,17 @@ class RunStore(DeliveryStore, Protocol):
         """Return a run; raises NotFoundError."""
         ...
 
+    def glance(self, tenant: str, run_id: str) -> tuple[RunStatus, int]:
+        """Return a run's status and the number of its last event, for whoever asks often; raises NotFoundError."""
+        ...
+
     def list_runs(
         self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
     ) -> Sequence[Run]:
-        """Return runs of a kind (and thread, and status), the newest first, those older than `after`."""
+        """Return runs of a kind (and thread, and status), the newest first, those older than `after`.
+
+        They are fewer than `limit` also where they are large: what is empty is the end.
+        """
         ...
 
     def delete(self, tenant: str, run_id: str) -> None:

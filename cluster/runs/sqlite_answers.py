@@ -39,7 +39,7 @@ class AnswerBounds:
 
     keep_us: int = 86_400_000_000
     # Of one answer.
-    answer_bytes: int = 8 << 20
+    answer_bytes: int = 4 << 20
     # Of one tenant.
     keys: int = 100_000
     bytes: int = 256 << 20

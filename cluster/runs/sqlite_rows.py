@@ -75,7 +75,7 @@ def number_of(connection: sqlite3.Connection, run_id: str) -> int:
     """Return a run's row number; raises NotFoundError."""
     row = connection.execute("SELECT number FROM runs WHERE run_id = ?", (run_id,)).fetchone()
     if row is None:
-        raise _missing()
+        raise missing()
     return int(row[0])
 
 
@@ -83,7 +83,7 @@ def read(connection: sqlite3.Connection, where: str, values: tuple[object, ...])
     """Return the first run that `where` finds; raises NotFoundError."""
     row = connection.execute(SELECT + where, values).fetchone()
     if row is None:
-        raise _missing()
+        raise missing()
     return run_of(row)
 
 
@@ -126,5 +126,6 @@ def run_of(row: tuple[Any, ...]) -> Run:
     return Run(**(known | {"scopes": tuple(known["scopes"])}))
 
 
-def _missing() -> NotFoundError:
+def missing() -> NotFoundError:
+    """Return the one answer for what is not there and what is another's."""
     return NotFoundError("There is no such run.")

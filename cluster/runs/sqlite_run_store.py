@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from cluster.clock import Clock, SystemClock
-from cluster.errors import ConflictError, IllegalTransitionError, OverloadedError, PayloadTooLargeError
+from cluster.errors import ConflictError, OverloadedError
 from cluster.runs.run import Multitask, Run, RunLostError, RunStatus, ThreadBusyError
 from cluster.runs.run_store import Bounds, Change, Taken
 from cluster.runs.sqlite_deliveries import SqliteDeliveries
 from cluster.runs.sqlite_documents import SqliteDocuments
+from cluster.runs.sqlite_events import SqliteEvents
 from cluster.runs.sqlite_file import SqliteFile
 from cluster.runs.sqlite_rows import (
     CLAIMABLE,
@@ -25,6 +26,7 @@ from cluster.runs.sqlite_rows import (
     TEXTS,
     VERSION,
     cancel,
+    missing,
     move,
     next_change,
     number_of,
@@ -36,7 +38,7 @@ from cluster.runs.sqlite_rows import (
 _PRUNED_AT_ONCE: Final = 500
 
 
-class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
+class SqliteRunStore(SqliteDocuments, SqliteEvents, SqliteDeliveries):
     """The run store in a file."""
 
     def __init__(self, path: Path, bounds: Bounds | None = None, *, clock: Clock | None = None) -> None:
@@ -142,6 +144,15 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
         with self._file.reading() as connection:
             return read(connection, f"r.run_id = ? AND r.tenant = ? AND {SHOWN}", (run_id, tenant))
 
+    def glance(self, tenant: str, run_id: str) -> tuple[RunStatus, int]:
+        """Return a run's status and the number of its last event; raises NotFoundError."""
+        look = f"SELECT status, events FROM runs r WHERE run_id = ? AND tenant = ? AND {SHOWN}"  # noqa: S608  # ours
+        with self._file.reading() as connection:
+            row = connection.execute(look, (run_id, tenant)).fetchone()
+        if row is None:
+            raise missing()
+        return RunStatus(row[0]), row[1]
+
     def list_runs(
         self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
     ) -> Sequence[Run]:
@@ -155,7 +166,7 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             values += [after, tenant]
         with self._file.reading() as connection:
             rows = connection.execute(f"{SELECT}{wanted} ORDER BY r.number DESC LIMIT ?", (*values, max(0, limit)))
-            return [run_of(row) for row in rows]
+            return list(_page(rows, self._bounds.page_bytes))
 
     def delete(self, tenant: str, run_id: str) -> None:
         """Remove a run that has ended; raises NotFoundError, ConflictError."""
@@ -167,37 +178,6 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             remove(connection, [number_of(connection, run_id)])
 
         self._file.write(write)
-
-    def append_event(self, run_id: str, text: str) -> int:
-        """Add a piece to a running run's answer and return its number."""
-        size = len(text.encode("utf-8", "surrogatepass"))
-
-        def write(connection: sqlite3.Connection) -> int:
-            row = connection.execute(
-                "SELECT number, status, events, event_bytes FROM runs WHERE run_id = ?", (run_id,)
-            ).fetchone()
-            if row is None or row[1] != RunStatus.RUNNING:
-                raise IllegalTransitionError(f"Run {run_id} does not run, so there is nothing to add to it.")
-            number, _, events, event_bytes = row
-            if event_bytes + size > self._bounds.event_bytes:
-                raise PayloadTooLargeError(
-                    f"The answer is longer than the {self._bounds.event_bytes} bytes that are kept of a run."
-                )
-            connection.execute("INSERT INTO events VALUES (?, ?, ?)", (number, events + 1, text))
-            connection.execute(
-                "UPDATE runs SET events = ?, event_bytes = ?, changed = ? WHERE number = ?",
-                (events + 1, event_bytes + size, next_change(connection), number),
-            )
-            return int(events) + 1
-
-        return self._file.write(write, durable=False)
-
-    def events(self, tenant: str, run_id: str, after: int, limit: int) -> list[tuple[int, str]]:
-        """Return the pieces with numbers above `after`."""
-        page = """SELECT e.seq, e.text FROM events e JOIN runs r USING (number)
-        WHERE r.run_id = ? AND r.tenant = ? AND e.seq > ? ORDER BY e.seq LIMIT ?"""
-        with self._file.reading() as connection:
-            return list(connection.execute(page, (run_id, tenant, after, limit)))
 
     def prune(self, now_us: int) -> int:
         """Remove what is over its time or its count."""
@@ -247,3 +227,13 @@ class SqliteRunStore(SqliteDocuments, SqliteDeliveries):
             if multitask == "reject":
                 raise ThreadBusyError(f"The thread {run.thread_id} is busy with run {other}.", hint="Wait for it or cancel it.")
             cancel(connection, read(connection, "r.run_id = ?", (other,)), 2 if multitask == "rollback" else 1, run.created_us)
+
+
+def _page(rows: Iterable[tuple[Any, ...]], most_bytes: int) -> Iterator[Run]:
+    """Yield the runs of rows until they are large together."""
+    size = 0
+    for row in rows:
+        yield run_of(row)
+        size += sum(len(json) for json in row[-2:] if json)
+        if size >= most_bytes:
+            return

@@ -26,7 +26,7 @@ from cluster.runs.run import Run, RunStatus, ThreadBusyError
 from cluster.runs.run_store import Bounds, RunStore
 from cluster.runs.sqlite_run_store import SqliteRunStore
 
-BOUNDS = Bounds(unfinished=5, ended=3, keep_us=1_000_000, documents=3, document_bytes=100, event_bytes=10)
+BOUNDS = Bounds(unfinished=5, ended=3, keep_us=1_000_000, documents=3, document_bytes=100, event_bytes=10, page_bytes=3_000)
 CLOCK = FakeClock()
 
 
@@ -94,7 +94,7 @@ def test_another_tenants_run_is_there_for_nobody_else(store: RunStore) -> None:
     def cancel(tenant: str, run_id: str) -> Run:
         return store.request_cancel(tenant, run_id, 0)
 
-    for ask in (store.get, cancel, store.delete):
+    for ask in (store.get, store.glance, cancel, store.delete):
         with pytest.raises(NotFoundError) as foreign:
             ask("rival", run.run_id)
         with pytest.raises(NotFoundError) as missing:
@@ -201,6 +201,7 @@ def test_events_are_numbered_and_bounded(store: RunStore) -> None:
     assert [store.append_event(run.run_id, t) for t in ("one", "two", "é")] == [1, 2, 3]
     assert store.events("acme", run.run_id, 1, 10) == [(2, "two"), (3, "é")]
     assert store.events("acme", run.run_id, 0, 1) == [(1, "one")]
+    assert store.glance("acme", run.run_id) == (RunStatus.RUNNING, 3)
     with pytest.raises(PayloadTooLargeError, match="10 bytes"):
         store.append_event(run.run_id, "abc")
 
@@ -242,6 +243,8 @@ def test_lists_have_pages(store: RunStore) -> None:
     assert ids(after=runs[2].run_id) == [1, 0]
     assert ids(thread_id="t0") == [2, 0]
     assert ids(status=RunStatus.RUNNING) == [0]
+    large = created(store, messages=[{"role": "user", "content": "x" * 3_000}])
+    assert [r.run_id for r in store.list_runs("acme", "native", thread_id=None, status=None, after="", limit=9)] == [large.run_id]
 
 
 def test_only_what_has_ended_is_deleted(store: RunStore) -> None:

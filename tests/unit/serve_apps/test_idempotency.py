@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.clock import SystemClock
 from cluster.errors import AgentFailedError, InvalidRequestError, OverloadedError
-from cluster.identity.ids import ProjectId, TenantId
+from cluster.identity.ids import ProjectId, TenantId, uuid7_time_us
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope as Permission
 from cluster.runs.sqlite_answers import SqliteAnswers
@@ -180,6 +180,7 @@ async def test_threat_79_a_call_whose_gateway_died_is_not_done_again(tmp_path: P
         living.remove("gateway.a/e1")
         lost = await two.post()
         assert (lost.status_code, lost.json()["code"], two.calls) == (409, "idempotency_outcome_unknown", [])
+        assert uuid7_time_us(one.calls[0])
         assert one.calls[0] in lost.json()["detail"]
         one.goes_on.set()
         await first

@@ -53,7 +53,7 @@ class Door:
             Settings(home=home),
             authenticator=identity.authenticator,
             governance=behind,
-            invoker=Invoker(behind, most=64),
+            invoker=Invoker(behind, places=64),
             journal=behind,
             gate=open_gate(home),
             metrics=Metrics(home, "gateway"),

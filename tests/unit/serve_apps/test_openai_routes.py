@@ -68,7 +68,7 @@ def edge(tmp_path: Path, collaborators: Collaborators) -> Edge:
         Settings(home=tmp_path, queue_limit=1),
         authenticator=fake,
         governance=fake,
-        invoker=Invoker(fake, most=1, gate=open_gate(tmp_path)),
+        invoker=Invoker(fake, places=1, gate=open_gate(tmp_path)),
         journal=fake,
         gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),

@@ -81,7 +81,7 @@ async def test_a_quiet_run_shows_that_the_connection_lives(monkeypatch: pytest.M
         finally:
             left.set()
 
-    stream = run_requests.run_events(slow())
+    stream = run_requests.run_events(slow(), until=asyncio.get_running_loop().time() + 60)
     assert [await anext(stream) for _ in range(2)] == [b": quiet\n\n"] * 2
     go_on.set()
     while (said := await anext(stream)) == b": quiet\n\n":
@@ -89,6 +89,10 @@ async def test_a_quiet_run_shows_that_the_connection_lives(monkeypatch: pytest.M
     assert said == b'id: 1\nevent: text\ndata: {"text":"late"}\n\n'
     assert await anext(stream) == b": quiet\n\n"
     await stream.aclose()
+    await left.wait()
+    left.clear()
+    go_on.clear()
+    assert [said async for said in run_requests.run_events(slow(), until=0)] == []
     await left.wait()
 
 
@@ -120,7 +124,8 @@ async def test_a_run_from_its_start_to_its_end(world: World) -> None:
     assert (await world.http.get(path)).json() == ended
     again = await world.http.get(f"{path}/events", headers={"last-event-id": str(last_id - 1)})
     assert events(again) == [seen[-1]]
-    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ""}
+    assert (await world.http.get("/api/v1/runs?status=success&thread_id=t")).json() == {"runs": [ended], "next": ended["run_id"]}
+    assert (await world.http.get(f"/api/v1/runs?after={ended['run_id']}")).json() == {"runs": [], "next": ""}
     assert (await world.http.post(f"{path}/cancel")).json() == ended
     assert (await world.http.delete(path)).json()["status"] == "deleted"
     assert (await world.http.get(path)).status_code == 404
@@ -167,7 +172,7 @@ async def test_a_run_is_started_once_for_a_key(world: World) -> None:
     assert [order.invocation_id for order in world.agent.orders] == [first.json()["run_id"]]
 
 
-async def test_a_client_that_leaves_ends_only_a_run_in_the_foreground(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whoever_follows_a_run_ends_nothing_by_leaving(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever follows a run in the background may come and go."""
     hold = asyncio.Event()
 
@@ -181,5 +186,16 @@ async def test_a_client_that_leaves_ends_only_a_run_in_the_foreground(world: Wor
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await world.http.get(f"{path}/events")
-    assert (await world.http.get(path)).json()["status"] in ("pending", "running")
-    assert (await world.http.post(f"{path}/cancel")).json()["status"] == "cancelled"
+    for _ in range(20):  # time for a cancel that must not be
+        assert (await world.http.get(path)).json()["status"] in ("pending", "running")
+    hold.set()
+    assert events(await world.http.get(f"{path}/events"))[-1][2]["status"] == "success"
+    hold.clear()
+    run = await world.post(text="x")
+    assert (await world.http.post(f"{run.headers['location']}/cancel")).json()["status"] == "cancelled"
+    late = await world.http.post(
+        "/api/v1/agents/planner/runs", json={"text": "x", "background": False}, headers={"x-deadline-s": "0.01"}
+    )
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    (run,) = (await world.http.get("/api/v1/runs?limit=1")).json()["runs"]
+    assert events(await world.http.get(f"/api/v1/runs/{run['run_id']}/events"))[-1][2]["status"] == "cancelled"
