@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from cluster.clock import utc
-from cluster.errors import ConflictError, FieldError, NotFoundError
+from cluster.errors import ConflictError, FieldError, NotFoundError, PayloadTooLargeError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
@@ -29,6 +29,9 @@ from serve_apps.langgraph_replies import matches, parsed, reply
 
 KIND: Final = "thread"
 _PAGE: Final = 1000
+# What a thread may have in all: its whole state is in one answer.
+MAX_STATE_CHARS: Final = 64 << 20
+_ENDED: Final = {RunStatus.ERROR: "error", RunStatus.CANCELLED: "interrupted"}
 
 
 class LangGraphThreads:
@@ -51,7 +54,7 @@ class LangGraphThreads:
         return reply(await self._shown(principal, thread))
 
     async def search_threads(self, request: Request, exchange: Exchange) -> Response:
-        """POST /langgraph/threads/search: the tenant's threads."""
+        """POST /langgraph/threads/search: the tenant's threads, without their messages."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_INVOKE)
         wanted = await parsed(self._edge, request, ThreadSearch)
         found = await self._found(principal, wanted)
@@ -60,7 +63,7 @@ class LangGraphThreads:
         sort = {"thread_id": lambda t: t.id, "created_at": lambda t: t.created_us, "updated_at": lambda t: t.updated_us}
         found.sort(key=sort[wanted.sort_by], reverse=wanted.sort_order == "desc")
         end = wanted.offset + wanted.limit
-        page = [await self._shown(principal, thread) for thread in found[wanted.offset : end]]
+        page = [await self._summary(principal, thread) for thread in found[wanted.offset : end]]
         return reply(page, headers={"x-pagination-next": str(end)} if end < len(found) else None)
 
     async def count_threads(self, request: Request, exchange: Exchange) -> Response:
@@ -138,22 +141,33 @@ class LangGraphThreads:
         return await self.thread(principal, id_)  # somebody else made it
 
     async def runs_of(self, principal: Principal, thread: Document) -> list[Run]:
-        """Return all runs of a thread, the oldest first."""
+        """Return all runs of a thread, the oldest first; raises PayloadTooLargeError when they are too much to hold at once."""
         runs: list[Run] = []
+        size = 0
         while page := await self._page(principal, thread, after=runs[-1].run_id if runs else ""):
             runs += page
+            size += sum(len(run.answer) + sum(len(m["content"]) for m in run.messages) for run in page)
+            if size > MAX_STATE_CHARS:
+                raise PayloadTooLargeError(
+                    f"The thread {thread.id} has more than {MAX_STATE_CHARS} characters in its runs.", hint="Delete some of them."
+                )
         return runs[::-1]
 
-    async def _page(self, principal: Principal, thread: Document, *, after: str = "", limit: int = _PAGE) -> Sequence[Run]:
+    async def _page(
+        self, principal: Principal, thread: Document, *, after: str = "", limit: int = _PAGE, status: RunStatus | None = None
+    ) -> Sequence[Run]:
         conversation = thread.json["conversation"]
-        return await self._edge.runs.list_runs(principal, "langgraph", thread_id=conversation, after=after, limit=limit)
+        return await self._edge.runs.list_runs(
+            principal, "langgraph", thread_id=conversation, status=status, after=after, limit=limit
+        )
 
     async def _clear(self, principal: Principal, thread: Document) -> None:
-        for run in await self.runs_of(principal, thread):
-            with suppress(NotFoundError):  # it was rolled back
-                if not run.status.ended:
-                    await self._edge.runs.cancel(principal, run.run_id)
-                await self._edge.runs.delete(principal, run.run_id)
+        while page := await self._page(principal, thread):
+            for run in page:
+                with suppress(NotFoundError):  # it was rolled back
+                    if not run.status.ended:
+                        await self._edge.runs.cancel(principal, run.run_id)
+                    await self._edge.runs.delete(principal, run.run_id)
 
     async def _found(self, principal: Principal, wanted: ThreadCount) -> list[Document]:
         found: list[Document] = []
@@ -162,19 +176,26 @@ class LangGraphThreads:
             found += [thread for thread in page if matches(thread.json["metadata"], wanted.metadata)]
             after = page[-1].id
         if wanted.status is not None:
-            found = [thread for thread in found if _status(await self.runs_of(principal, thread)) == wanted.status]
+            found = [thread for thread in found if (await self._summary(principal, thread))["status"] == wanted.status]
         return found
 
     async def _shown(self, principal: Principal, thread: Document) -> dict[str, Any]:
-        runs = await self.runs_of(principal, thread)
-        changed_us = max(thread.updated_us, *(run.updated_us for run in runs[-1:]), 0)
+        """Return the thread with its messages."""
+        values = {"messages": state_of(await self.runs_of(principal, thread))}
+        return await self._summary(principal, thread) | {"values": values}
+
+    async def _summary(self, principal: Principal, thread: Document) -> dict[str, Any]:
+        """Return the thread without its messages."""
+        newest = await self._page(principal, thread, limit=1)
+        open_runs = [await self._page(principal, thread, limit=1, status=s) for s in (RunStatus.RUNNING, RunStatus.PENDING)]
+        status = _ENDED.get(newest[0].status, "idle") if newest else "idle"
         return {
             "thread_id": thread.id,
             "created_at": utc(thread.created_us).isoformat(),
-            "updated_at": utc(changed_us).isoformat(),
+            "updated_at": utc(max([thread.updated_us, *(run.updated_us for run in newest)])).isoformat(),
             "metadata": thread.json["metadata"],
-            "status": _status(runs),
-            "values": {"messages": state_of(runs)},
+            "status": "busy" if any(open_runs) else status,
+            "values": None,
             "config": {},
             "interrupts": {},
         }
@@ -185,14 +206,6 @@ class LangGraphThreads:
             if (state, name, value.lower()) != (True, "subgraphs", "false"):
                 raise refused([FieldError(name[:64], "is not supported here")])
         return principal, await self.thread(principal, request.path_params["thread_id"])
-
-
-def _status(runs: list[Run]) -> str:
-    """Return where a thread stands."""
-    if any(not run.status.ended for run in runs):
-        return "busy"
-    ended = {RunStatus.ERROR: "error", RunStatus.CANCELLED: "interrupted"}
-    return ended.get(runs[-1].status, "idle") if runs else "idle"
 
 
 def _states(thread: Document, runs: list[Run]) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ from tests.governors import facts
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
 NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone", "run_id": "0" * 36}
+_UUID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+NOBODYS |= {"thread_id": _UUID, "assistant_id": _UUID, "run_id": _UUID, "checkpoint_id": _UUID}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
@@ -40,6 +42,7 @@ class Tenant:
         return await self.http.request(method, path.format_map(ids), params=named, json=content, headers=headers)
 
 
+LANGGRAPH = {"assistant_id": "<assistant_id>", "input": {"messages": [{"role": "user", "content": "hello"}]}}
 # Every route with its query and body; `<agent_id>` and the like stand for the ids that are asked for.
 ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /v1/chat/completions": ({}, {"model": "<agent_id>", "messages": [{"role": "user", "content": "hello"}]}),
@@ -73,10 +76,43 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "DELETE /api/v1/keys/{key_id}": ({}, None),
     "GET /health/live": ({}, None),
     "GET /health/ready": ({}, None),
+    "GET /langgraph/ok": ({}, None),
+    "GET /langgraph/info": ({}, None),
+    "POST /langgraph/assistants": ({}, {"graph_id": "<agent_id>"}),
+    "POST /langgraph/assistants/search": ({}, {}),
+    "POST /langgraph/assistants/count": ({}, {}),
+    "GET /langgraph/assistants/{assistant_id}": ({}, None),
+    "PATCH /langgraph/assistants/{assistant_id}": ({}, {"name": "stolen"}),
+    "DELETE /langgraph/assistants/{assistant_id}": ({}, None),
+    "GET /langgraph/assistants/{assistant_id}/schemas": ({}, None),
+    "POST /langgraph/threads": ({}, {}),
+    "POST /langgraph/threads/search": ({}, {}),
+    "POST /langgraph/threads/count": ({}, {}),
+    "GET /langgraph/threads/{thread_id}": ({}, None),
+    "PATCH /langgraph/threads/{thread_id}": ({}, {"metadata": {"of": "globex"}}),
+    "DELETE /langgraph/threads/{thread_id}": ({}, None),
+    "GET /langgraph/threads/{thread_id}/state": ({}, None),
+    "GET /langgraph/threads/{thread_id}/state/{checkpoint_id}": ({}, None),
+    "POST /langgraph/threads/{thread_id}/history": ({}, {}),
+    "POST /langgraph/threads/{thread_id}/runs": ({}, LANGGRAPH),
+    "POST /langgraph/threads/{thread_id}/runs/wait": ({}, LANGGRAPH),
+    "POST /langgraph/threads/{thread_id}/runs/stream": ({}, LANGGRAPH),
+    "GET /langgraph/threads/{thread_id}/runs": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}": ({}, None),
+    "DELETE /langgraph/threads/{thread_id}/runs/{run_id}": ({}, None),
+    "POST /langgraph/threads/{thread_id}/runs/{run_id}/cancel": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}/join": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}/stream": ({}, None),
+    "POST /langgraph/runs": ({}, LANGGRAPH),
+    "POST /langgraph/runs/wait": ({}, LANGGRAPH),
+    "POST /langgraph/runs/stream": ({}, LANGGRAPH),
+    "POST /langgraph/runs/batch": ({}, [LANGGRAPH]),
+    "POST /langgraph/runs/cancel": ({}, {"thread_id": "<thread_id>", "run_ids": ["<run_id>"]}),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
-_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "keys")
-FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)} | {"POST /v1/chat/completions": 404}
+_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{thread_id}", "{assistant_id}", "langgraph/runs", "keys")
+_BY_BODY = ("POST /v1/chat/completions", "POST /langgraph/assistants")
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED) or name in _BY_BODY}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -116,6 +152,10 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
     acme.ids["run_id"] = run.json()["run_id"]
     # Ended before anybody looks: what it asks of the store would count as theirs.
     (await acme.http.post(f"{run.headers['location']}/cancel")).raise_for_status()
+    thread = await acme.http.post("/langgraph/threads", json={"metadata": {"of": "acme"}})
+    mine = await acme.http.post("/langgraph/assistants", json={"graph_id": "planner", "name": "acme's"})
+    acme.ids |= {"thread_id": thread.json()["thread_id"], "assistant_id": mine.json()["assistant_id"]}
+    acme.ids["checkpoint_id"] = acme.ids["run_id"]
     document = (await acme.http.get("/openapi.json")).json()
     return World(home, operator, acme, globex, document)
 
@@ -172,6 +212,8 @@ async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> Non
     assert [k["key_id"] for k in (await world.globex.http.get("/api/v1/keys")).json()["keys"]] == [own]
     assert (await world.globex.http.get("/api/v1/runs")).json() == {"runs": [], "next": ""}
     assert [r["run_id"] for r in (await world.acme.http.get("/api/v1/runs")).json()["runs"]] == [world.acme.ids["run_id"]]
+    for path in ("/langgraph/threads/search", "/langgraph/assistants/search"):
+        assert (await world.globex.http.post(path, json={})).json() == []
     assert len({(await t.http.get("/api/v1/webhooks/secret")).json()["secret"] for t in (world.acme, world.globex)}) == 2
     for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/runs", "/api/v1/status", "/health/ready"):
         text = (await world.globex.http.get(path)).text

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from langgraph_sdk.errors import APIStatusError, BadRequestError, ConflictError, NotFoundError
 
-from serve_apps import langgraph_stream
+from serve_apps import langgraph_stream, langgraph_threads
 from tests.langgraph_world import ANSWER, HELLO, World, heard, langgraph_world, said
 
 
@@ -73,6 +73,8 @@ async def test_threads_are_made_found_and_labelled(world: World) -> None:
     two = await threads.create(metadata={"team": "y"})
     changed = await threads.update(one["thread_id"], metadata={"n": 2})
     assert changed["metadata"] == {"team": "x", "n": 2}
+    # A search has no messages.
+    changed, two = changed | {"values": None}, two | {"values": None}
     assert await threads.search(metadata={"team": "y"}) == [two]
     assert await threads.search(ids=[one["thread_id"]]) == [changed]
     both = await threads.search(sort_by="created_at", sort_order="asc")
@@ -308,6 +310,17 @@ async def test_a_key_by_either_header_and_not_by_two(world: World) -> None:
     twice = [("x-api-key", world.key), ("x-api-key", world.key)]
     assert (await world.client({}).http.client.get("/info", headers=twice)).status_code == 400
     assert (await world.client({}).http.client.get("/ok")).json() == {"ok": True}
+
+
+async def test_a_thread_that_is_too_large_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than held in memory; it can still be deleted."""
+    thread = await world.thread()
+    await world.sdk.runs.wait(thread, "planner", input=HELLO)
+    monkeypatch.setattr(langgraph_threads, "MAX_STATE_CHARS", 9)
+    with pytest.raises(APIStatusError, match="more than 9 characters") as refused:
+        await world.sdk.threads.get_state(thread)
+    assert refused.value.status_code == 413
+    await world.sdk.threads.delete(thread)
 
 
 async def test_a_quiet_stream_shows_that_the_connection_lives(monkeypatch: pytest.MonkeyPatch) -> None:
