@@ -212,9 +212,11 @@ def build_authorization_server(settings: Settings, record: Record) -> Authorizat
     from cluster.identity.token_issuer import TokenIssuer
 
     coordination, clock, keys, ours = open_coordination(settings), SystemClock(), signing_keys(settings), _ours(settings)
+    api_keys = ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock)
     return AuthorizationServer(
         ours,
-        api_keys=ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock),
+        api_keys=api_keys,
+        require_active=api_keys.require,
         keys=keys,
         tokens=TokenIssuer(keys, ours, clock, life_s=settings.token_life_s),
         verifier=_token_verifier(settings, keys),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -135,9 +136,12 @@ def test_made_up_requests_find_nothing(
     def send(case: Any) -> None:
         case.body = as_a_person_would(case.body) if mode is GenerationMode.POSITIVE else case.body
         response = case.call(base_url=cluster.state.http_url, headers=cluster.headers)
+        seen[response.status_code] += 1
+        # A parameter without any value is not sent, so that what is wrong with it never was.
+        if set(case.query or {}) - parse_qs(urlsplit(response.request.url).query, keep_blank_values=True).keys():
+            return
         # Our own key goes with each request, so that no made-up one is ever looked at.
         case.validate_response(response, excluded_checks=[ignored_auth])
-        seen[response.status_code] += 1
 
     send()
     assert seen
