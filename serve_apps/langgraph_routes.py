@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,12 +25,9 @@ from serve_apps.langgraph_assistants import LangGraphAssistants, options_of
 from serve_apps.langgraph_messages import state_of
 from serve_apps.langgraph_queries import FLAG, MODES, STATUSES, query_of
 from serve_apps.langgraph_replies import labels_of, parsed, place_of, reply, run_object
-from serve_apps.langgraph_stream import START, Messages, failure, kept_alive, position, run_stream
+from serve_apps.langgraph_stream import CUT, START, Messages, failure, kept_alive, position, run_stream
 from serve_apps.langgraph_threads import LangGraphThreads
 from serve_apps.runs import RunRequest
-
-# How long one connection may follow a run; after that it is followed on another, from where it stood.
-FOLLOW_S: Final = 3600.0
 
 
 class LangGraphRoutes:
@@ -187,8 +184,10 @@ class LangGraphRoutes:
 
         events = self._edge.runs.events(principal, run.run_id, cancel_on_disconnect=False)
         blocks = run_stream(run, events, before, labels_of(run, thread_id), modes=modes, after=after)
-        ends = asyncio.get_running_loop().time() + FOLLOW_S
-        return EventStream(kept_alive(blocks), deadline_at=ends, on_end=end)
+        # No connection is held for longer than a call may take; whoever follows comes back with Last-Event-ID.
+        until = asyncio.get_running_loop().time() + self._edge.settings.call_timeout_s
+        leaving = run.cancel_on_disconnect if cancel_on_disconnect is None else cancel_on_disconnect
+        return EventStream(kept_alive(blocks, until=until, cut=CUT if leaving else b""), deadline_at=until, on_end=end)
 
     async def _before(self, principal: Principal, run: Run, thread_id: str) -> list[Run]:
         """Return the runs of a run's thread that came before it."""

@@ -23,6 +23,9 @@ from serve_apps.langgraph_messages import answered, asked, spoken
 QUIET_S: Final = 15.0
 _ID: Final = re.compile(r"([0-9]{1,9})-([0-9])")
 START: Final = (-1, 0)
+_CUT: Final = {"error": "deadline_exceeded", "message": "The connection has lasted as long as a call may; its run is cancelled."}
+# What ends a stream whose run ends with it, though it came to no end.
+CUT: Final = b"event: error\ndata: " + orjson.dumps(_CUT) + b"\n\n"
 
 # The mode it belongs to (empty for all), its name, its data.
 Part = tuple[str, str, Any]
@@ -132,13 +135,17 @@ def _chain(labels: dict[str, Any], what: str) -> dict[str, Any]:
     return {"event": f"on_chain_{what}", "name": labels["graph_id"]} | about
 
 
-async def kept_alive(blocks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Yield `blocks`, and a comment whenever none comes for a while."""
+async def kept_alive(blocks: AsyncGenerator[bytes], *, until: float, cut: bytes = b"") -> AsyncGenerator[bytes]:
+    """Yield `blocks` until the loop's clock says `until`, then `cut`; and a comment whenever none comes for a while."""
+    loop = asyncio.get_running_loop()
     coming: asyncio.Future[bytes] | None = None
     try:
         while True:
             coming = asyncio.ensure_future(anext(blocks))
-            while not (await asyncio.wait((coming,), timeout=QUIET_S))[0]:
+            while not (await asyncio.wait((coming,), timeout=min(QUIET_S, max(0.0, until - loop.time()))))[0]:
+                if loop.time() >= until:
+                    yield cut
+                    return
                 yield b": quiet\n\n"
             yield await coming
     except StopAsyncIteration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -328,7 +328,7 @@ async def test_a_quiet_stream_shows_that_the_connection_lives(monkeypatch: pytes
     monkeypatch.setattr(langgraph_stream, "QUIET_S", 0.001)
     go_on, left = asyncio.Event(), asyncio.Event()
 
-    async def slow() -> AsyncIterator[bytes]:
+    async def slow() -> AsyncGenerator[bytes]:
         try:
             await go_on.wait()
             yield b"late"
@@ -336,11 +336,15 @@ async def test_a_quiet_stream_shows_that_the_connection_lives(monkeypatch: pytes
         finally:
             left.set()
 
-    stream = langgraph_stream.kept_alive(slow())  # type: ignore[arg-type]
+    now = asyncio.get_running_loop().time()
+    stream = langgraph_stream.kept_alive(slow(), until=now + 600)
     assert await anext(stream) == b": quiet\n\n"
     go_on.set()
     while (block := await anext(stream)) == b": quiet\n\n":
         pass
     assert block == b"late"
     await stream.aclose()
+    assert left.is_set()
+    left.clear()
+    assert [block async for block in langgraph_stream.kept_alive(slow(), until=now, cut=b"cut")] == [b"late", b"cut"]
     assert left.is_set()
