@@ -7,15 +7,19 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from cluster.errors import FieldError, InvalidRequestError
+from cluster.identity.ids import GRAMMAR
 from serve_apps.langgraph_messages import Input
 
 UUID_PATTERN: Final = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 StreamMode = Literal["values", "updates", "messages", "messages-tuple", "events"]
 MAX_BATCH: Final = 100
 _Uuid = Annotated[str, Field(pattern=f"^{UUID_PATTERN}$")]
-_Metadata = Annotated[dict[str, Any], Field(max_length=64)]
+_Integer = Annotated[int, Field(ge=-(10**15), le=10**15)]
+_Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+_Scalar = str | bool | _Integer | _Number | None
+_Metadata = Annotated[dict[str, _Scalar | list[_Scalar]], Field(max_length=64)]
 # Either its UUID, or an agent's own id.
-_AssistantId = Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9-]+$")]
+_AssistantId = Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{GRAMMAR}$")]
 
 
 def refused(errors: list[FieldError]) -> InvalidRequestError:

@@ -23,7 +23,7 @@ from serve_apps.exchange import Exchange
 from serve_apps.langgraph import UUID_PATTERN, RunBatch, RunCreate, RunsCancel, refused
 from serve_apps.langgraph_assistants import LangGraphAssistants, options_of
 from serve_apps.langgraph_messages import state_of
-from serve_apps.langgraph_queries import FLAG, MODES, STATUSES, query_of
+from serve_apps.langgraph_parameters import FLAG, MODES, STATUSES, query_of
 from serve_apps.langgraph_replies import labels_of, parsed, place_of, reply, run_object
 from serve_apps.langgraph_stream import CUT, START, Messages, failure, kept_alive, position, run_stream
 from serve_apps.langgraph_threads import LangGraphThreads

@@ -122,4 +122,11 @@ PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
     "show_state": [_SUBGRAPHS],
     "show_checkpoint": [_SUBGRAPHS],
 }
+_SOME: Final = {"type": "array", "items": {"type": "object"}}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+# What is answered where it is no object.
+ANSWERS: Final[dict[str, dict[str, Any]]] = {
+    **dict.fromkeys(("search_assistants", "search_threads", "show_history", "list_thread_runs", "create_runs"), _SOME),
+    **dict.fromkeys(("count_assistants", "count_threads"), _COUNT),
+}
 STREAMS: Final = frozenset({"stream_run", "join_run_stream"})

@@ -229,7 +229,8 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     problem = {
         "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
     }
-    done: dict[str, Any] = {"application/json": {"schema": _ref(_ANSWERS[name]) if name in _ANSWERS else {"type": "object"}}}
+    schema = _ref(_ANSWERS[name]) if name in _ANSWERS else langgraph_table.ANSWERS.get(name, {"type": "object"})
+    done: dict[str, Any] = {"application/json": {"schema": schema}}
     if body is ChatRequest:
         done["text/event-stream"] = {
             "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
