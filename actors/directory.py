@@ -115,7 +115,10 @@ class Governance:
 
 
 class AgentStream:
-    """A streamed answer that has begun: iterate for its text, then read `result`; `aclose` stops the agent's work."""
+    """A streamed answer that has begun: iterate for its text, then read `result`; `aclose` stops the agent's work.
+
+    What came while nobody read comes as one piece.
+    """
 
     def __init__(self, first: bytes | None, stream: CallStream) -> None:
         self._first = first
@@ -123,9 +126,14 @@ class AgentStream:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._first is not None:
-            yield self._first
+            yield b"".join([self._first, *self._stream.take_waiting()])
             async for chunk in self._stream:
-                yield chunk
+                yield b"".join([chunk, *self._stream.take_waiting()])
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its text was read and its result is there."""
+        return self._stream.ended
 
     @property
     def result(self) -> bytes:

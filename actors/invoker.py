@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.directory import AgentStream, Directory
 from actors.wire import CallAnswer, CallOrder
+from cluster.agents.client_tools import ClientTools
 from cluster.errors import DeadlineExceededError, OverloadedError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
@@ -33,6 +34,12 @@ class Invocation:
     conversation_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # As cluster/agents/call.py has them.
+    model_settings: dict[str, Any] | None = None
+    client_tools: ClientTools | None = None
+    response_schema: dict[str, Any] | None = None
+    instructions: str = ""
+    after: str | None = None
     request_id: str = ""
     trace_id: str = ""
     parent_invocation_id: str = ""
@@ -61,6 +68,11 @@ class Invocation:
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,
             temperature=self.temperature,
+            model_settings=self.model_settings,
+            client_tools=self.client_tools,
+            response_schema=self.response_schema,
+            instructions=self.instructions,
+            after=self.after,
             depth=self.principal.depth,
         )
 
@@ -85,6 +97,11 @@ class InvocationStream:
     async def __aiter__(self) -> AsyncIterator[str]:
         async for piece in self._stream:
             yield piece.decode("utf-8", "replace")
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its text was read and `answer` is there."""
+        return self._stream.ended
 
     @property
     def answer(self) -> CallAnswer:

@@ -25,6 +25,8 @@ from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
+from serve_apps.responses import ResponseRequest
+from serve_apps.responses_routes import ResponsesRoutes
 from serve_apps.run_requests import RunBody
 from serve_apps.run_routes import RunRoutes
 from serve_apps.tenancy_routes import TenancyRoutes
@@ -69,6 +71,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         redirect_slashes=False,
     )
     native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
+    responses, response = ResponsesRoutes(edge), "/v1/responses/{response_id}"
     runs, run = RunRoutes(edge), "/api/v1/runs/{run_id}"
     agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
     tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
@@ -76,6 +79,11 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
     table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
         ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
         ("GET", "/v1/models", openai.models, None, (200,)),
+        ("GET", "/v1/models/{model}", openai.model, None, (200,)),
+        ("POST", "/v1/responses", responses.create_response, ResponseRequest, (200,)),
+        ("GET", response, responses.show_response, None, (200,)),
+        ("DELETE", response, responses.delete_response, None, (200,)),
+        ("POST", f"{response}/cancel", responses.cancel_response, None, (200,)),
         ("POST", "/api/v1/agents", native.register, RegistrationRequest, (201, 200)),
         ("GET", "/api/v1/agents", native.list, None, (200,)),
         ("GET", agent, native.show, None, (200,)),
@@ -116,7 +124,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
             takes_body=body is not None,
             idempotent=method == "POST" and path in IDEMPOTENT,
         )
-        if handler == openai.chat_completions:
+        if handler in (openai.chat_completions, responses.create_response):
             calls[method, path] = endpoint
         app.add_api_route(
             path,

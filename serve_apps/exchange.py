@@ -97,8 +97,9 @@ class Exchange:
         conversation_id: str | None = None,
         max_output_tokens: int | None = None,
         temperature: float | None = None,
+        **asked: Any,
     ) -> Invocation:
-        """Return what is asked of an agent; raises as `deadline_s`."""
+        """Return what is asked of an agent, with more of an Invocation's fields as `asked`; raises as `deadline_s`."""
         return Invocation(
             principal,
             agent_id,
@@ -111,6 +112,7 @@ class Exchange:
             trace_id=self.trace_id,
             invocation_id=self.invocation_id or uuid7(),
             came_ns=self.began_ns,
+            **asked,
         )
 
     def deadline_s(self, longest_s: float) -> float:

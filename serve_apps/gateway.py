@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from actors.directory import Directory, Governance
 from actors.heap import settle
@@ -21,42 +21,15 @@ from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
 from serve_apps.idempotency import build_idempotency
-from serve_apps.runs import Runs, build_runs
+from serve_apps.runs import build_runs
+from serve_apps.switch import Switch
 
 NAME = "gateway"
-
-
-class _Switch:
-    """Serve builds the ASGI application before the replica has its settings; ours is put in its place afterwards."""
-
-    def __init__(self) -> None:
-        self.app: ASGIApp | None = None
-        self.runs: Runs | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send, self.runs)
-        elif self.app is not None:
-            await self.app(scope, receive, send)
-
-
-_SWITCH = _Switch()
+_SWITCH = Switch()
 
 
 def _application() -> ASGIApp:
     return _SWITCH
-
-
-async def _lifespan(receive: Receive, send: Send, runs: Runs | None) -> None:
-    while True:
-        message = await receive()
-        if runs is not None and message["type"] == "lifespan.startup":
-            runs.begin()
-        elif runs is not None:
-            await runs.drain()
-        await send({"type": message["type"] + ".complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 class Gateway:

@@ -16,10 +16,12 @@ from cluster.identity.ids import GRAMMAR
 from serve_apps import langgraph, langgraph_table
 from serve_apps.chat import ChatRequest
 from serve_apps.native_routes import IF_MATCH_PATTERN
+from serve_apps.responses import ResponseRequest
 from serve_apps.run_requests import RunBody
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
+    ResponseRequest,
     RegistrationRequest,
     GangRequest,
     TenantRequest,
@@ -170,8 +172,7 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = langgraph_table.PARAMETERS
             "description": "The same key with the same body is answered as the first time.",
         }
     ],
-    "chat_completions": [_DEADLINE, _ONCE],
-    "start_run": [_DEADLINE, _ONCE],
+    **{name: [_DEADLINE, _ONCE] for name in ("chat_completions", "create_response", "start_run")},
     "list_runs": [
         {"name": "thread_id", "in": "query", "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"}},
         {"name": "status", "in": "query", "schema": _RUN["status"]},
@@ -231,9 +232,9 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     }
     schema = _ref(_ANSWERS[name]) if name in _ANSWERS else langgraph_table.ANSWERS.get(name, {"type": "object"})
     done: dict[str, Any] = {"application/json": {"schema": schema}}
-    if body is ChatRequest:
+    if body in (ChatRequest, ResponseRequest):
         done["text/event-stream"] = {
-            "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
+            "schema": {"type": "string", "description": "With `stream`: the answer as it is made, in OpenAI's events."}
         }
     if name in langgraph_table.STREAMS:
         done = {"text/event-stream": {"schema": {"type": "string", "description": "LangGraph's events, each with an id."}}}
@@ -248,8 +249,10 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
-    path_schemas |= dict.fromkeys(("run_id", "thread_id", "assistant_id", "checkpoint_id"), _TEXT)
+    path_schemas = {
+        **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "model"), _NAME),
+        **dict.fromkeys(("key_id", "response_id", "run_id", "thread_id", "assistant_id", "checkpoint_id"), _TEXT),
+    }
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in path_schemas.items()

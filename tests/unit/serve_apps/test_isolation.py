@@ -18,9 +18,9 @@ from tests.governors import facts
 
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
-NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone", "run_id": "0" * 36}
+NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
 _UUID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
-NOBODYS |= {"thread_id": _UUID, "assistant_id": _UUID, "run_id": _UUID, "checkpoint_id": _UUID}
+NOBODYS |= {"response_id": f"resp_{'0' * 36}", **dict.fromkeys(("run_id", "thread_id", "assistant_id", "checkpoint_id"), _UUID)}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
@@ -47,6 +47,11 @@ LANGGRAPH = {"assistant_id": "<assistant_id>", "input": {"messages": [{"role": "
 ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /v1/chat/completions": ({}, {"model": "<agent_id>", "messages": [{"role": "user", "content": "hello"}]}),
     "GET /v1/models": ({}, None),
+    "GET /v1/models/{model}": ({}, None),
+    "POST /v1/responses": ({}, {"model": "<agent_id>", "input": "hello"}),
+    "GET /v1/responses/{response_id}": ({}, None),
+    "POST /v1/responses/{response_id}/cancel": ({}, None),
+    "DELETE /v1/responses/{response_id}": ({}, None),
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
@@ -110,9 +115,10 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /langgraph/runs/cancel": ({}, {"thread_id": "<thread_id>", "run_ids": ["<run_id>"]}),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
-_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{thread_id}", "{assistant_id}", "langgraph/runs", "keys")
-_BY_BODY = ("POST /v1/chat/completions", "POST /langgraph/assistants")
-FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED) or name in _BY_BODY}
+_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{response_id}", "{model}", "keys", "POST /v1/")
+_OF_LANGGRAPH = ("{thread_id}", "{assistant_id}", "langgraph/runs", "POST /langgraph/assistants")
+_ASKED_OF_ALL = {f"POST /langgraph/assistants/{what}" for what in ("search", "count")}
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in (*_NAMED, *_OF_LANGGRAPH)) and name not in _ASKED_OF_ALL}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -144,12 +150,19 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
         (await operator.http.post("/api/v1/tenants", json={"tenant_id": name, "plan": "standard"})).raise_for_status()
         made = await operator.http.post("/api/v1/keys", json={"name": "first", "role": "admin", "tenant_id": name})
         tenants.append(client(made.json()["key"]))
-        tenants[-1].ids |= {"tenant_id": name, "key_id": made.json()["key_id"], "agent_id": "planner", "gang_id": "crew"}
+        tenants[-1].ids |= {
+            "tenant_id": name,
+            "key_id": made.json()["key_id"],
+            "agent_id": "planner",
+            "model": "planner",
+            "gang_id": "crew",
+        }
     acme, globex = tenants
     (await acme.http.post("/api/v1/agents", json=AGENT)).raise_for_status()
     (await acme.http.post("/api/v1/gangs", json=GANG)).raise_for_status()
     run = await acme.http.post("/api/v1/agents/planner/runs", json={"text": "a secret plan", "metadata": {"of": "acme"}})
     acme.ids["run_id"] = run.json()["run_id"]
+    acme.ids["response_id"] = f"resp_{run.json()['run_id']}"
     # Ended before anybody looks: what it asks of the store would count as theirs.
     (await acme.http.post(f"{run.headers['location']}/cancel")).raise_for_status()
     thread = await acme.http.post("/langgraph/threads", json={"metadata": {"of": "acme"}})
@@ -179,7 +192,7 @@ async def test_threat_21_what_is_anothers_is_not_there_in_the_same_words_and_ste
         reads.clear()
         answer = await world.globex.send(route, ids)
         words = answer.text
-        for name, each in ids.items():
+        for name, each in sorted(ids.items(), key=lambda item: -len(item[1])):  # a response's id has a run's in it
             words = words.replace(each, f"<{name}>")
         headers = {k: v for k, v in answer.headers.items() if k != "content-length"}
         return answer.status_code, words, headers, len(reads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from serve_apps.gateway import _Switch
+from serve_apps.switch import Switch
 
 
 class CarriedRuns:
@@ -24,7 +24,7 @@ class CarriedRuns:
 
 async def test_a_gateway_is_gone_only_when_its_runs_have_ended() -> None:
     """Serve hears that the shutdown is complete after the drain, and not before: what is cut off then would be lost."""
-    switch, runs, said = _Switch(), CarriedRuns(), list[str]()
+    switch, runs, said = Switch(), CarriedRuns(), list[str]()
     switch.runs = cast("Any", runs)
     coming: asyncio.Queue[dict[str, str]] = asyncio.Queue()
 
