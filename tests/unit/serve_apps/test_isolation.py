@@ -220,15 +220,16 @@ async def test_threat_21_each_attempt_leaves_one_fact_of_who_tried(world: World)
 async def test_threat_21_a_run_is_reached_by_its_own_thread_and_tenant_alone(world: World) -> None:
     """Controls: the tenant in the run store, LangGraphRoutes._run. Neither by another's thread nor by one of one's own."""
     body = {"assistant_id": "planner", "input": {"messages": [{"role": "user", "content": "a secret plan"}]}}
-    run = (await world.acme.http.post(f"/langgraph/threads/{world.acme.ids['thread_id']}/runs", json=body)).json()
-    path = "/langgraph/threads/{thread_id}/runs/{run_id}".format_map(run)
-    (await world.acme.http.post(f"{path}/cancel")).raise_for_status()
     own = (await world.globex.http.post("/langgraph/threads", json={})).json()
-    for thread_id in (run["thread_id"], run["run_id"], own["thread_id"]):
-        foreign = f"/langgraph/threads/{thread_id}/runs/{run['run_id']}"
-        for method, rest in (("GET", ""), ("GET", "/join"), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")):
-            assert (await world.globex.http.request(method, foreign + rest)).status_code == 404, (thread_id, rest)
-    assert (await world.acme.http.get(path)).json()["status"] == "interrupted"
+    for started in (f"/langgraph/threads/{world.acme.ids['thread_id']}/runs", "/langgraph/runs"):
+        run = (await world.acme.http.post(started, json=body)).json()
+        path = "/langgraph/threads/{thread_id}/runs/{run_id}".format_map(run)
+        (await world.acme.http.post(f"{path}/cancel")).raise_for_status()
+        for thread_id in (run["thread_id"], run["run_id"], own["thread_id"]):
+            foreign = f"/langgraph/threads/{thread_id}/runs/{run['run_id']}"
+            for method, rest in (("GET", ""), ("GET", "/join"), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")):
+                assert (await world.globex.http.request(method, foreign + rest)).status_code == 404, (thread_id, rest)
+        assert (await world.acme.http.get(path)).json()["status"] == "interrupted"
 
 
 async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> None:

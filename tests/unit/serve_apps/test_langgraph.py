@@ -104,6 +104,15 @@ async def test_a_run_streams_in_each_mode(world: World) -> None:
     assert said(of["updates"][0]["planner"]) == [("ai", ANSWER)]
     streamed = [e["data"]["chunk"]["content"] for e in of["events"] if e["event"] == "on_chat_model_stream"]
     assert "".join(streamed) == ANSWER
+    for mode, own in {
+        "values": {"values"},
+        "messages": {"messages/metadata", "messages/partial", "messages/complete"},
+        "messages-tuple": {"messages"},
+        "updates": {"updates"},
+        "events": {"events"},
+    }.items():
+        alone: Any = world.sdk.runs.join_stream(thread, of["metadata"][0]["run_id"], stream_mode=mode)  # type: ignore[arg-type]
+        assert {part.event for part in await heard(alone)} == own | {"metadata", "end"}
     ids = {message["id"] for message, _ in of["messages"]}
     assert ids == {of["values"][-1]["messages"][-1]["id"], *of["messages/metadata"][0]}
 
@@ -230,6 +239,24 @@ async def test_a_cancelled_run_has_stopped_when_the_answer_comes(world: World) -
     assert [r["run_id"] for r in await runs.list(thread)] == [run["run_id"]]
     await runs.delete(thread, run["run_id"])
     assert await runs.list(thread) == []
+
+
+async def test_what_a_stopped_run_leaves_in_its_thread(world: World) -> None:
+    """What it was asked, once it had begun, for the agent knows that; nothing of one that never began."""
+    thread, runs = await world.thread(), world.sdk.runs
+    world.agent.fails = True
+    await runs.wait(thread, "planner", input=HELLO, raise_error=False)
+    world.agent.fails = False
+    world.agent.asked.clear()
+    world.agent.may_go_on.clear()
+    running = await runs.create(thread, "planner", input=HELLO)
+    await world.agent.asked.wait()
+    waiting = await runs.create(thread, "planner", input=HELLO)
+    await runs.cancel(thread, waiting["run_id"])
+    world.agent.may_go_on.set()
+    await runs.join(thread, running["run_id"])
+    state = await world.sdk.threads.get_state(thread)
+    assert said(state["values"]) == [("human", "hello"), ("human", "hello"), ("ai", ANSWER)]
 
 
 async def test_what_is_not_offered_is_refused_by_its_name(world: World) -> None:
