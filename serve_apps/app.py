@@ -21,6 +21,9 @@ from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
 from serve_apps.gang_routes import GangRoutes
 from serve_apps.langgraph_table import langgraph_table
+from serve_apps.mcp import McpMessage
+from serve_apps.mcp_routes import PATH as MCP
+from serve_apps.mcp_routes import McpRoutes
 from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
@@ -110,6 +113,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("POST", f"{run}/cancel", runs.cancel_run, None, (200,)),
         ("DELETE", run, runs.delete_run, None, (200,)),
         ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
+        ("POST", MCP, McpRoutes(edge).message, McpMessage, (200, 202)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),

@@ -19,6 +19,8 @@ from tests.governors import facts
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
 NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+CALL_TOOL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+CALL_TOOL |= {"params": {"name": "<agent_id>", "arguments": {"text": "hello"}}}
 _UUID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
 NOBODYS |= {"response_id": f"resp_{'0' * 36}", **dict.fromkeys(("run_id", "thread_id", "assistant_id", "checkpoint_id"), _UUID)}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
@@ -52,6 +54,7 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /v1/responses/{response_id}": ({}, None),
     "POST /v1/responses/{response_id}/cancel": ({}, None),
     "DELETE /v1/responses/{response_id}": ({}, None),
+    "POST /mcp": ({}, CALL_TOOL),
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
@@ -119,6 +122,7 @@ _NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{response_id}", "{model}", "ke
 _OF_LANGGRAPH = ("{thread_id}", "{assistant_id}", "langgraph/runs", "POST /langgraph/assistants")
 _ASKED_OF_ALL = {f"POST /langgraph/assistants/{what}" for what in ("search", "count")}
 FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in (*_NAMED, *_OF_LANGGRAPH)) and name not in _ASKED_OF_ALL}
+FOREIGN |= {"POST /mcp": 200}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
