@@ -53,9 +53,13 @@ class Application:
         self._app = app
         self._calls = calls
 
+    def is_call(self, scope: Scope) -> bool:
+        """Whether a request takes the short way."""
+        return scope["type"] == "http" and (scope["method"], scope["path"]) in self._calls
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        endpoint = self._calls.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        endpoint = self._calls[scope["method"], scope["path"]] if self.is_call(scope) else None
         if endpoint is None:
             await self._app(scope, receive, send)
         else:
