@@ -20,6 +20,7 @@ from serve_apps.chat import ChatRequest
 from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
 from serve_apps.gang_routes import GangRoutes
+from serve_apps.langgraph_table import langgraph_table
 from serve_apps.mcp import McpMessage
 from serve_apps.mcp_routes import PATH as MCP
 from serve_apps.mcp_routes import McpRoutes
@@ -120,6 +121,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),
+        *langgraph_table(edge),
     ]
     calls: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler, body, statuses in table:

@@ -19,7 +19,18 @@ _REQUEST_ID = re.compile(REQUEST_ID)
 _SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # Headers of which a second one would let two parts of the road read different requests.
-_SINGLE = frozenset((b"authorization", b"host", b"content-length", b"content-type", b"transfer-encoding", b"idempotency-key"))
+_SINGLE = frozenset(
+    (
+        b"authorization",
+        b"x-api-key",
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"transfer-encoding",
+        b"idempotency-key",
+        b"last-event-id",
+    )
+)
 
 
 @dataclass(slots=True)
@@ -60,7 +71,7 @@ class Exchange:
             request_id=asked if _REQUEST_ID.fullmatch(asked) else uuid7(),
             trace_id=trace.group(1) if trace else "",
             traceparent=trace.group(0) if trace else "",
-            authorization=headers.get(b"authorization", b"").decode("latin-1"),
+            authorization=_credential(headers),
             asked_deadline=headers.get(b"x-deadline-s", b"").decode("latin-1"),
             idempotency_key=key.decode("latin-1") if (key := headers.get(b"idempotency-key")) is not None else None,
         )
@@ -112,3 +123,18 @@ class Exchange:
             wrong = FieldError("x-deadline-s", "must be a number of seconds above 0, such as 2.5")
             raise InvalidRequestError("The deadline is not valid.", errors=[wrong])
         return min(float(self.asked_deadline), longest_s)
+
+
+def _credential(headers: dict[bytes, bytes]) -> str:
+    """Return the credential as `Authorization` has it; `x-api-key`, in which LangGraph's clients send a key, is another way.
+
+    Raises InvalidRequestError when they differ: what is between here and the client may have looked at either.
+    """
+    said = headers.get(b"authorization", b"").decode("latin-1")
+    if (key := headers.get(b"x-api-key")) is None:
+        return said
+    meant = f"Bearer {key.decode('latin-1')}"
+    scheme, _, token = said.partition(" ")
+    if said and f"{scheme.title()} {token}" != meant:
+        raise InvalidRequestError("Authorization and x-api-key were both sent, and differ.", hint="Send one of them.")
+    return meant

@@ -13,6 +13,7 @@ from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectR
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
+from serve_apps import langgraph, langgraph_table
 from serve_apps.chat import ChatRequest
 from serve_apps.mcp import McpMessage
 from serve_apps.native_routes import IF_MATCH_PATTERN
@@ -31,7 +32,10 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     KeyRequest,
     KeyRotation,
     RunBody,
+    *langgraph.BODIES,
 )
+# Routes that anybody may ask.
+OPEN: Final = frozenset({"/health/live", "/health/ready", "/langgraph/ok"})
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
 _NAME: Final = {"type": "string", "pattern": f"^{GRAMMAR}$"}
@@ -161,7 +165,7 @@ _ONCE: Final = {
     "schema": {"type": "string", "maxLength": 255, "pattern": "^[ -~]+$"},
     "description": "The same key with the same body is answered as the first time, and nothing is done twice.",
 }
-_PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
+_PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = langgraph_table.PARAMETERS | {
     "register": [
         {
             "name": "Idempotency-Key",
@@ -228,11 +232,14 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     problem = {
         "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
     }
-    done: dict[str, Any] = {"application/json": {"schema": _ref(_ANSWERS[name]) if name in _ANSWERS else {"type": "object"}}}
+    schema = _ref(_ANSWERS[name]) if name in _ANSWERS else langgraph_table.ANSWERS.get(name, {"type": "object"})
+    done: dict[str, Any] = {"application/json": {"schema": schema}}
     if body in (ChatRequest, ResponseRequest):
         done["text/event-stream"] = {
             "schema": {"type": "string", "description": "With `stream`: the answer as it is made, in OpenAI's events."}
         }
+    if name in langgraph_table.STREAMS:
+        done = {"text/event-stream": {"schema": {"type": "string", "description": "LangGraph's events, each with an id."}}}
     if name == "follow_run":
         done = {"text/event-stream": {"schema": {"type": "string", "description": "`text` events, then one `end`."}}}
     if body is McpMessage:
@@ -247,14 +254,14 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         }
         | {"4XX": {"description": "Refused", "content": problem}, "5XX": {"description": "Failed", "content": problem}},
     }
-    if not path.startswith("/health/"):
+    if path not in OPEN:
         extra["security"] = [{"bearer": []}]
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
     path_schemas = {
         **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "model"), _NAME),
-        **dict.fromkeys(("key_id", "response_id", "run_id"), _TEXT),
+        **dict.fromkeys(("key_id", "response_id", "run_id", "thread_id", "assistant_id", "checkpoint_id"), _TEXT),
     }
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": schema}

@@ -178,7 +178,7 @@ class Runs(RunDocuments):
                         return await self.get(principal, run_id)
                     await changed.wait()
         except asyncio.CancelledError:
-            self._left(principal, run_id, cancel_on_disconnect)
+            self.leave(principal, run_id, cancel_on_disconnect)
             raise
 
     async def events(
@@ -207,7 +207,7 @@ class Runs(RunDocuments):
                         return
                     await changed.wait()
         except (asyncio.CancelledError, GeneratorExit):
-            self._left(principal, run_id, cancel_on_disconnect)
+            self.leave(principal, run_id, cancel_on_disconnect)
             raise
 
     async def cancel(self, principal: Principal, run_id: str) -> Run:
@@ -239,8 +239,8 @@ class Runs(RunDocuments):
         await asyncio.gather(*tasks, return_exceptions=True)
         self._records.close()
 
-    def _left(self, principal: Principal, run_id: str, cancel: bool | None) -> None:
-        """Somebody who waited for a run has left: cancel it if it was to go on for nobody else."""
+    def leave(self, principal: Principal, run_id: str, cancel: bool | None = None) -> None:
+        """Somebody who waited for a run has left: cancel it if it was to go on for nobody else; None: as it says."""
         if cancel is not False:
             task = asyncio.ensure_future(self._cancel_for(principal, run_id, cancel))
             self._cancelling.add(task)

@@ -21,7 +21,8 @@ AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scri
 NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
 CALL_TOOL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
 CALL_TOOL |= {"params": {"name": "<agent_id>", "arguments": {"text": "hello"}}}
-NOBODYS |= {"response_id": f"resp_{'0' * 36}", "run_id": "0" * 36}
+_UUID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
+NOBODYS |= {"response_id": f"resp_{'0' * 36}", **dict.fromkeys(("run_id", "thread_id", "assistant_id", "checkpoint_id"), _UUID)}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
@@ -43,6 +44,7 @@ class Tenant:
         return await self.http.request(method, path.format_map(ids), params=named, json=content, headers=headers)
 
 
+LANGGRAPH = {"assistant_id": "<assistant_id>", "input": {"messages": [{"role": "user", "content": "hello"}]}}
 # Every route with its query and body; `<agent_id>` and the like stand for the ids that are asked for.
 ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /v1/chat/completions": ({}, {"model": "<agent_id>", "messages": [{"role": "user", "content": "hello"}]}),
@@ -82,10 +84,45 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "DELETE /api/v1/keys/{key_id}": ({}, None),
     "GET /health/live": ({}, None),
     "GET /health/ready": ({}, None),
+    "GET /langgraph/ok": ({}, None),
+    "GET /langgraph/info": ({}, None),
+    "POST /langgraph/assistants": ({}, {"graph_id": "<agent_id>"}),
+    "POST /langgraph/assistants/search": ({}, {}),
+    "POST /langgraph/assistants/count": ({}, {}),
+    "GET /langgraph/assistants/{assistant_id}": ({}, None),
+    "PATCH /langgraph/assistants/{assistant_id}": ({}, {"name": "stolen"}),
+    "DELETE /langgraph/assistants/{assistant_id}": ({}, None),
+    "GET /langgraph/assistants/{assistant_id}/schemas": ({}, None),
+    "POST /langgraph/threads": ({}, {}),
+    "POST /langgraph/threads/search": ({}, {}),
+    "POST /langgraph/threads/count": ({}, {}),
+    "GET /langgraph/threads/{thread_id}": ({}, None),
+    "PATCH /langgraph/threads/{thread_id}": ({}, {"metadata": {"of": "globex"}}),
+    "DELETE /langgraph/threads/{thread_id}": ({}, None),
+    "GET /langgraph/threads/{thread_id}/state": ({}, None),
+    "GET /langgraph/threads/{thread_id}/state/{checkpoint_id}": ({}, None),
+    "POST /langgraph/threads/{thread_id}/history": ({}, {}),
+    "POST /langgraph/threads/{thread_id}/runs": ({}, LANGGRAPH),
+    "POST /langgraph/threads/{thread_id}/runs/wait": ({}, LANGGRAPH),
+    "POST /langgraph/threads/{thread_id}/runs/stream": ({}, LANGGRAPH),
+    "GET /langgraph/threads/{thread_id}/runs": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}": ({}, None),
+    "DELETE /langgraph/threads/{thread_id}/runs/{run_id}": ({}, None),
+    "POST /langgraph/threads/{thread_id}/runs/{run_id}/cancel": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}/join": ({}, None),
+    "GET /langgraph/threads/{thread_id}/runs/{run_id}/stream": ({}, None),
+    "POST /langgraph/runs": ({}, LANGGRAPH),
+    "POST /langgraph/runs/wait": ({}, LANGGRAPH),
+    "POST /langgraph/runs/stream": ({}, LANGGRAPH),
+    "POST /langgraph/runs/batch": ({}, [LANGGRAPH]),
+    "POST /langgraph/runs/cancel": ({}, {"thread_id": "<thread_id>", "run_ids": ["<run_id>"]}),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
 _NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{response_id}", "{model}", "keys", "POST /v1/")
-FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)} | {"POST /mcp": 200}
+_OF_LANGGRAPH = ("{thread_id}", "{assistant_id}", "langgraph/runs", "POST /langgraph/assistants")
+_ASKED_OF_ALL = {f"POST /langgraph/assistants/{what}" for what in ("search", "count")}
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in (*_NAMED, *_OF_LANGGRAPH)) and name not in _ASKED_OF_ALL}
+FOREIGN |= {"POST /mcp": 200}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -132,6 +169,10 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
     acme.ids["response_id"] = f"resp_{run.json()['run_id']}"
     # Ended before anybody looks: what it asks of the store would count as theirs.
     (await acme.http.post(f"{run.headers['location']}/cancel")).raise_for_status()
+    thread = await acme.http.post("/langgraph/threads", json={"metadata": {"of": "acme"}})
+    mine = await acme.http.post("/langgraph/assistants", json={"graph_id": "planner", "name": "acme's"})
+    acme.ids |= {"thread_id": thread.json()["thread_id"], "assistant_id": mine.json()["assistant_id"]}
+    acme.ids["checkpoint_id"] = acme.ids["run_id"]
     document = (await acme.http.get("/openapi.json")).json()
     return World(home, operator, acme, globex, document)
 
@@ -180,6 +221,21 @@ async def test_threat_21_each_attempt_leaves_one_fact_of_who_tried(world: World)
     assert len(refused) == len(FOREIGN | FOR_OPERATORS)
 
 
+async def test_threat_21_a_run_is_reached_by_its_own_thread_and_tenant_alone(world: World) -> None:
+    """Controls: the tenant in the run store, LangGraphRoutes._run. Neither by another's thread nor by one of one's own."""
+    body = {"assistant_id": "planner", "input": {"messages": [{"role": "user", "content": "a secret plan"}]}}
+    own = (await world.globex.http.post("/langgraph/threads", json={})).json()
+    for started in (f"/langgraph/threads/{world.acme.ids['thread_id']}/runs", "/langgraph/runs"):
+        run = (await world.acme.http.post(started, json=body)).json()
+        path = "/langgraph/threads/{thread_id}/runs/{run_id}".format_map(run)
+        (await world.acme.http.post(f"{path}/cancel")).raise_for_status()
+        for thread_id in (run["thread_id"], run["run_id"], own["thread_id"]):
+            foreign = f"/langgraph/threads/{thread_id}/runs/{run['run_id']}"
+            for method, rest in (("GET", ""), ("GET", "/join"), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")):
+                assert (await world.globex.http.request(method, foreign + rest)).status_code == 404, (thread_id, rest)
+        assert (await world.acme.http.get(path)).json()["status"] == "interrupted"
+
+
 async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> None:
     """Controls: Registry.page and list_keys by tenant, NativeRoutes.status. Also the status has no word of others."""
     own = world.globex.ids["key_id"]
@@ -188,6 +244,8 @@ async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> Non
     assert [k["key_id"] for k in (await world.globex.http.get("/api/v1/keys")).json()["keys"]] == [own]
     assert (await world.globex.http.get("/api/v1/runs")).json() == {"runs": [], "next": ""}
     assert [r["run_id"] for r in (await world.acme.http.get("/api/v1/runs")).json()["runs"]] == [world.acme.ids["run_id"]]
+    for path in ("/langgraph/threads/search", "/langgraph/assistants/search"):
+        assert (await world.globex.http.post(path, json={})).json() == []
     assert len({(await t.http.get("/api/v1/webhooks/secret")).json()["secret"] for t in (world.acme, world.globex)}) == 2
     for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/runs", "/api/v1/status", "/health/ready"):
         text = (await world.globex.http.get(path)).text
