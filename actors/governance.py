@@ -174,6 +174,13 @@ class GovernanceActor:
         return self._public(who.tenant, record)
 
     @_answered
+    async def terms(self, tenant: str, agent_id: str) -> dict[str, Any]:
+        """Return what bounds the calls of an agent; for the limiter."""
+        await self._prepared()
+        terms = await self._run(partial(self._registrar.terms, TenantId(tenant), AgentId.parse(agent_id, "agent_id")))
+        return terms.to_json()
+
+    @_answered
     async def list(self, principal: str, after: str, limit: int) -> dict[str, Any]:
         """Return up to `limit` agents of the caller's tenant with ids after `after`."""
         await self._prepared()

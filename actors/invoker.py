@@ -9,6 +9,7 @@ from typing import Any
 
 from actors.directory import AgentStream, Directory
 from actors.wire import CallAnswer, CallOrder
+from cluster.agents.budget import NO_BUDGET, Budget
 from cluster.errors import OverloadedError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
@@ -34,6 +35,9 @@ class Invocation:
     request_id: str = ""
     trace_id: str = ""
     parent_invocation_id: str = ""
+    # What a sub-call may spend of its caller's reservation, and the name under which; other calls get their own.
+    reservation_id: str = ""
+    budget: Budget = NO_BUDGET
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
     # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
@@ -49,6 +53,9 @@ class Invocation:
             traceparent=traceparent(),
             project_id=str(self.principal.project),
             parent_invocation_id=self.parent_invocation_id,
+            reservation_id=self.reservation_id,
+            budget_tokens=self.budget.tokens,
+            budget_micro_usd=self.budget.micro_usd,
             queue_us=(time.monotonic_ns() - self.came_ns) // 1_000,
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,

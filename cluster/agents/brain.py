@@ -148,7 +148,9 @@ class Brain:
             settings[self._max_tokens_key] = call.max_output_tokens
         if call.temperature is not None:
             settings["temperature"] = call.temperature
-        return CallOptions(settings, sink) if settings or sink is not None else None
+        if not settings and sink is None and call.budget is None:
+            return None
+        return CallOptions(settings, sink, self._max_tokens_key)
 
     async def _in_thread(self, call: Call, thread_id: str) -> str:
         came_ns = time.monotonic_ns()

@@ -22,9 +22,9 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
-from cluster.agents.call import CURRENT_METER, CallMeter
+from cluster.agents.call import CURRENT_CALL, CURRENT_METER, CallMeter
 from cluster.agents.model_failure import model_failure, secrets_of
-from cluster.agents.token_usage import charge, charge_interrupted
+from cluster.agents.token_usage import at_most_tokens, charge, charge_interrupted, schema_tokens
 from cluster.errors import IterationLimitError
 from cluster.telemetry.tracing import span
 
@@ -37,6 +37,8 @@ class CallOptions:
     settings: dict[str, Any] = field(default_factory=dict)
     # Takes each piece of text; None when the caller wants the whole answer.
     sink: asyncio.Queue[str | None] | None = None
+    # The provider's word for the most tokens that an answer may have.
+    max_tokens_key: str = "max_tokens"
 
 
 CURRENT_OPTIONS: ContextVar[CallOptions | None] = ContextVar("sovereign_call_options", default=None)
@@ -103,6 +105,7 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
         self._fixed = fixed
         # As the provider gets them; a part of every prompt.
         self._tools: Sequence[Any] = fixed.get("tools", ())
+        self._tools_tokens = schema_tokens(self._tools)
         self._max_iterations = max_iterations
         self._model_name = model_name
         provider = model_name.partition(":")[0]
@@ -120,8 +123,8 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Return the model's answer to `input`, a list of messages.
 
-        Raises IterationLimitError before the call that would be one too many, and ModelFailedError or OutOfMemoryError
-        for what the model raised.
+        Raises IterationLimitError before the call that would be one too many, CallBudgetExceededError before one that might
+        pass what is reserved, and ModelFailedError or OutOfMemoryError for what the model raised.
         """
         meter = CURRENT_METER.get()
         if meter.model_calls >= self._max_iterations:
@@ -129,9 +132,9 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
                 f"The agent used all of its {self._max_iterations} model iterations without coming to an answer.",
                 hint="Ask for less in one call, or register the agent with a higher `max_iterations`.",
             )
-        meter.model_calls += 1
         messages = answer_open_tool_calls(cast("list[BaseMessage]", input))
-        options = CURRENT_OPTIONS.get()
+        options = self._within_budget(messages, meter, CURRENT_OPTIONS.get())
+        meter.model_calls += 1
         try:
             with span(f"chat {self._model_name}", kind="client", attributes=self._attributes) as traced:
                 if options is None:
@@ -152,6 +155,17 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
             raise model_failure(e, self._model_name, self._secrets) from e
         charge(meter, message)
         return message
+
+    def _within_budget(self, messages: list[BaseMessage], meter: CallMeter, options: CallOptions | None) -> CallOptions | None:
+        """Return the options with an answer no longer than what is reserved pays for."""
+        call = CURRENT_CALL.get(None)
+        if call is None or call.budget is None:
+            return options
+        key = options.max_tokens_key if options is not None else CallOptions().max_tokens_key
+        settings = options.settings if options is not None else {}
+        prompt = at_most_tokens(messages) + self._tools_tokens
+        most = call.budget.output_tokens(meter.quantities(), prompt, settings.get(key))
+        return CallOptions(settings | {key: most}, None if options is None else options.sink, key)
 
     async def _stream(
         self, messages: list[BaseMessage], meter: CallMeter, sink: asyncio.Queue[str | None], settings: dict[str, Any]

@@ -1,0 +1,137 @@
+"""What bounds the calls of one agent, as its callers' processes know it: accounts, rates, and what a call may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from cluster.admission.catalog import BudgetBound, Plan
+from cluster.agents.budget import UNITS, Budget
+from cluster.agents.record import AgentRecord
+from cluster.errors import IntegrityError
+from cluster.limits.account import AccountId
+from cluster.limits.price_card import Price
+from cluster.limits.windows import Window, window_at
+from cluster.limits.worst_case import call_at_most, cpu_time_at_most
+
+# What a tool's description adds to each prompt, of what is reserved ahead.
+TOOL_TOKENS = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The bound of one account in whichever window holds now."""
+
+    scope: str
+    owner: str
+    window: Window
+    unit: str
+    amount: int
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of one agent, by the plan and the record that hold now."""
+
+    bounds: tuple[Bound, ...]
+    # Of the tenant; None is no bound.
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    price: Price
+    max_iterations: int
+    tools: int
+    cpu_milli: int
+    # Bytes of the instructions, which every prompt begins with.
+    instructions: int
+
+    @classmethod
+    def of(cls, plan: Plan, record: AgentRecord, price: Price) -> Self:
+        """Return the terms of an agent under its tenant's plan."""
+        tenant, spec = str(record.tenant), record.spec
+        own = BudgetBound(tokens=spec.budget.tokens or None, micro_usd=spec.budget.micro_usd or None)
+        rows = [
+            ("tenant", tenant, Window.DAY, plan.spending.day),
+            ("tenant", tenant, Window.MONTH, plan.spending.month),
+            ("tenant", tenant, Window.TOTAL, plan.budget),
+            ("agent", f"{tenant}.{spec.agent_id}", Window.TOTAL, own),
+        ]
+        bounds = [Bound(s, o, w, u, amount) for s, o, w, b in rows for u in UNITS if (amount := b.of(u)) is not None]
+        if plan.limits.concurrency is not None:
+            bounds.append(Bound("tenant", tenant, Window.NOW, "calls", plan.limits.concurrency))
+        return cls(
+            tuple(bounds),
+            plan.limits.requests_per_minute,
+            plan.limits.tokens_per_minute,
+            price,
+            spec.max_iterations,
+            len(record.tools),
+            spec.resources.cpu_milli,
+            len(spec.instructions.encode()),
+        )
+
+    @cached_property
+    def units(self) -> frozenset[str]:
+        """The units in which anything is bounded."""
+        return frozenset(b.unit for b in self.bounds)
+
+    def accounts(self, now_us: int) -> tuple[tuple[tuple[str, str], ...], int]:
+        """Return account and unit of each bound, and when the first of their windows ends."""
+        found, ends_us = [], window_at(Window.TOTAL, now_us)[1]
+        for bound in self.bounds:
+            window, until_us = window_at(bound.window, now_us)
+            found.append((str(AccountId(bound.scope, bound.owner, window, bound.unit)), bound.unit))
+            ends_us = min(ends_us, until_us)
+        return tuple(found), ends_us
+
+    def bound_of(self, account: AccountId) -> int | None:
+        """Return the bound of an account of any window; None when it has none any more."""
+        for bound in self.bounds:
+            if (bound.scope, bound.owner, bound.unit) == (account.scope, account.owner, account.unit):
+                window = account.window.partition("-")[0]
+                if window == bound.window:
+                    return bound.amount
+        return None
+
+    def at_most(self, prompt_bytes: int, output_tokens: int | None, deadline_s: float, *, conversation: bool) -> Budget:
+        """Return what is to be reserved for a call, in the units that are bounded."""
+        whole = call_at_most(
+            self.price,
+            input_tokens=prompt_bytes + self.instructions + self.tools * TOOL_TOKENS,
+            output_tokens=output_tokens,
+            max_iterations=self.max_iterations,
+            tools=self.tools > 0,
+            conversation=conversation,
+            cpu_us=cpu_time_at_most(deadline_s, self.cpu_milli),
+        )
+        return Budget(whole.tokens if "tokens" in self.units else 0, whole.micro_usd if "micro_usd" in self.units else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that `from_json` reads."""
+        return {name: getattr(self, name) for name in _PLAIN} | {
+            "bounds": [[b.scope, b.owner, b.window.value, b.unit, b.amount] for b in self.bounds],
+            "price": asdict(self.price),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Return the terms that `to_json` wrote; raises IntegrityError."""
+        try:
+            bounds = tuple(Bound(s, o, Window(w), u, a) for s, o, w, u, a in value["bounds"])
+            return cls(bounds=bounds, price=Price(**value["price"]), **{name: value[name] for name in _PLAIN})
+        except (KeyError, TypeError, ValueError) as e:
+            raise IntegrityError(f"An agent's terms can't be read: {e!r}.") from None
+
+
+def prompt_bytes(messages: Sequence[dict[str, Any]]) -> int:
+    """Return more tokens than these messages' text can have: one for each byte, and what frames each."""
+    total = 0
+    for message in messages:
+        content = message.get("content")
+        text = content if isinstance(content, str) and len(message) == 2 else repr(message)
+        total += len(text.encode("utf-8", "replace")) + 16
+    return total
+
+
+_PLAIN = ("requests_per_minute", "tokens_per_minute", "max_iterations", "tools", "cpu_milli", "instructions")
