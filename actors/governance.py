@@ -37,6 +37,7 @@ from cluster.errors import ConflictError, FieldError, NotFoundError, SovereignEr
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
+from cluster.limits.terms import bounds_to_json
 from cluster.settings import Settings
 from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import configure_logging
@@ -179,6 +180,12 @@ class GovernanceActor:
         await self._prepared()
         terms = await self._run(partial(self._registrar.terms, TenantId(tenant), AgentId.parse(agent_id, "agent_id")))
         return terms.to_json()
+
+    @_answered
+    async def tenant_bounds(self, tenant: str) -> list[list[Any]]:
+        """Return what bounds all calls of a tenant together; for the limiter."""
+        await self._prepared()
+        return bounds_to_json(await self._run(partial(self._registrar.tenant_bounds, TenantId(tenant))))
 
     @_answered
     async def list(self, principal: str, after: str, limit: int) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.directory import AgentStream, Directory
+from actors.leases import Leases, Reservation
 from actors.wire import CallAnswer, CallOrder
 from cluster.agents.budget import NO_BUDGET, Budget
-from cluster.errors import OverloadedError
+from cluster.errors import OverloadedError, SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -67,13 +68,21 @@ class Invocation:
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
-    def __init__(self, stream: AgentStream, invoker: Invoker) -> None:
+    def __init__(self, stream: AgentStream, invoker: Invoker, reservation: Reservation | None = None) -> None:
         self._stream = stream
         self._invoker: Invoker | None = invoker
+        self._reservation = reservation
+        # What the call spent, once somebody said.
+        self._spent: tuple[int, int] | None = None
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        async for piece in self._stream:
-            yield piece.decode("utf-8", "replace")
+        try:
+            async for piece in self._stream:
+                yield piece.decode("utf-8", "replace")
+        except SovereignError as error:
+            self._spent = error.spent
+            raise
+        self._spent = self.answer.spent
 
     @property
     def answer(self) -> CallAnswer:
@@ -92,19 +101,29 @@ class InvocationStream:
             try:
                 await self._stream.aclose()
             finally:
-                invoker._leave()
+                invoker._leave(self._reservation, self._spent)
 
 
 class Invoker:
-    """Calls agents, within what this process may hold at once. For one event loop."""
+    """Calls agents, within what this process may hold at once and its leases let it spend. For one event loop."""
 
     def __init__(
-        self, directory: Directory, *, most: int, gate: JournalGate | None = None, metrics: Metrics | None = None
+        self,
+        directory: Directory,
+        *,
+        most: int,
+        gate: JournalGate | None = None,
+        leases: Leases | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        """Hold at most `most` calls; with `gate` take none on while the node can record no more."""
+        """Hold at most `most` calls; with `gate` take none on while the node can record no more.
+
+        Without `leases` it is for sub-calls, which draw on their callers' reservations.
+        """
         self._directory = directory
         self._most = most
         self._gate = gate
+        self.leases = leases
         self._metrics = metrics
         # Calls under way; never above `most`.
         self.calls = 0
@@ -113,20 +132,29 @@ class Invoker:
         """Return the agent's whole answer; its usage fact is in the journal before that.
 
         Raises OverloadedError at once when this process holds as many calls as it may, JournalFullError when the node can
-        record no more, and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
+        record no more, BudgetExceededError or RateLimitedError when the call can't be paid or comes too early, and what the
+        agent raised or kept the call from it. Cancelling it stops the agent's work.
         """
         self._enter()
+        reservation, spent = None, None
         try:
-            answer = await self._directory.call(
-                invocation.principal,
-                invocation.agent_id,
-                invocation.order().to_bytes(),
-                deadline_s=invocation.deadline_s,
-                conversation=invocation.conversation_id,
+            reservation, invocation = await self._reserve(invocation)
+            answer = CallAnswer.from_bytes(
+                await self._directory.call(
+                    invocation.principal,
+                    invocation.agent_id,
+                    invocation.order().to_bytes(),
+                    deadline_s=invocation.deadline_s,
+                    conversation=invocation.conversation_id,
+                )
             )
+            spent = answer.spent
+        except SovereignError as error:
+            spent = error.spent
+            raise
         finally:
-            self._leave()
-        return CallAnswer.from_bytes(answer)
+            self._leave(reservation, spent)
+        return answer
 
     async def open(self, invocation: Invocation) -> InvocationStream:
         """Return the answer as a stream, once its first piece or its end is there; it holds a place until `aclose`.
@@ -134,7 +162,9 @@ class Invoker:
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
         self._enter()
+        reservation, spent = None, None
         try:
+            reservation, invocation = await self._reserve(invocation)
             stream = await self._directory.stream(
                 invocation.principal,
                 invocation.agent_id,
@@ -142,14 +172,24 @@ class Invoker:
                 deadline_s=invocation.deadline_s,
                 conversation=invocation.conversation_id,
             )
-        except BaseException:
-            self._leave()
+        except BaseException as error:
+            if isinstance(error, SovereignError):
+                spent = error.spent
+            self._leave(reservation, spent)
             raise
-        return InvocationStream(stream, self)
+        return InvocationStream(stream, self, reservation)
+
+    async def _reserve(self, invocation: Invocation) -> tuple[Reservation | None, Invocation]:
+        if self.leases is None or invocation.reservation_id:
+            return None, invocation
+        reservation = await self.leases.reserve(invocation)
+        return reservation, replace(invocation, reservation_id=reservation.reservation_id, budget=reservation.budget)
 
     async def aclose(self) -> None:
-        """Close the connections to agents."""
+        """Close the connections to agents, and give the leases back."""
         await self._directory.aclose()
+        if self.leases is not None:
+            await self.leases.aclose()
 
     def _enter(self) -> None:
         if self._gate is not None:
@@ -160,8 +200,10 @@ class Invoker:
             )
         self._change(1)
 
-    def _leave(self) -> None:
+    def _leave(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
         self._change(-1)
+        if reservation is not None and self.leases is not None:
+            self.leases.settle(reservation, spent)
 
     def _change(self, by: int) -> None:
         self.calls += by

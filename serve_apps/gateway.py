@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from actors.directory import Directory, Governance
 from actors.heap import settle
 from actors.invoker import Invoker
+from actors.leases import Leases
 from actors.ray_actors import HEAD_RESOURCE
 from actors.ray_internals import bind_replica_server_to
 from cluster import wiring
@@ -71,7 +72,7 @@ class Gateway:
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            invoker=Invoker(directory, most=settings.queue_limit, gate=gate, metrics=metrics),
+            invoker=Invoker(directory, most=settings.queue_limit, gate=gate, leases=Leases(settings), metrics=metrics),
             journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
             gate=gate,
             metrics=metrics,

@@ -56,7 +56,7 @@ from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditOutcome
 from cluster.limits.price_card import Price, price_of
-from cluster.limits.terms import Terms
+from cluster.limits.terms import Bound, Terms, tenant_bounds
 from cluster.telemetry.redaction import redact
 
 WRITER_ID: Final = "governance"
@@ -404,6 +404,11 @@ class Registrar:
         if plan is None:
             raise NotFoundError(f"Tenant {tenant} has no plan.")
         return Terms.of(plan, record, self.price_of(record))
+
+    def tenant_bounds(self, tenant: TenantId) -> tuple[Bound, ...]:
+        """Return what bounds all calls of a tenant together now; nothing for one that is gone."""
+        plan = self._tenants.plan_of(tenant)
+        return tenant_bounds(plan, str(tenant)) if plan is not None else ()
 
     def policy_status(self) -> dict[str, Any]:
         """Return revision, digest and number of the policy that decides here."""

@@ -27,6 +27,7 @@ class Lease:
     # What the limiter said last.
     bound: int = 0
     used: int = 0
+    heard: bool = False
     # Its end was reported and not answered yet: nothing may be reserved on it.
     ending: bool = False
     # Something was settled or returned that the limiter does not know.
@@ -149,7 +150,7 @@ class Holder:
         ended: list[str] = []
         for name, answer in answers.items():
             lease, said = self.leases[name], asked.reports[name]
-            lease.bound, lease.used = answer.bound, answer.used
+            lease.bound, lease.used, lease.heard = answer.bound, answer.used, True
             if said.end and not answer.granted:
                 ended.append(name)
                 del self.leases[name]
@@ -158,6 +159,6 @@ class Holder:
             lease.granted, lease.ending, lease.drawn = max(lease.granted, answer.granted), False, 0
             if name in self._called:
                 self._called.discard(name)
-                lease.returned += max(0, lease.room)
+                lease.returned += max(0, lease.room) if not said.need else 0
             lease.changed = (lease.settled, lease.returned) != (said.settled, said.returned)
         return ended

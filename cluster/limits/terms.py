@@ -49,19 +49,11 @@ class Terms:
     @classmethod
     def of(cls, plan: Plan, record: AgentRecord, price: Price) -> Self:
         """Return the terms of an agent under its tenant's plan."""
-        tenant, spec = str(record.tenant), record.spec
+        spec = record.spec
         own = BudgetBound(tokens=spec.budget.tokens or None, micro_usd=spec.budget.micro_usd or None)
-        rows = [
-            ("tenant", tenant, Window.DAY, plan.spending.day),
-            ("tenant", tenant, Window.MONTH, plan.spending.month),
-            ("tenant", tenant, Window.TOTAL, plan.budget),
-            ("agent", f"{tenant}.{spec.agent_id}", Window.TOTAL, own),
-        ]
-        bounds = [Bound(s, o, w, u, amount) for s, o, w, b in rows for u in UNITS if (amount := b.of(u)) is not None]
-        if plan.limits.concurrency is not None:
-            bounds.append(Bound("tenant", tenant, Window.NOW, "calls", plan.limits.concurrency))
+        rows = (("agent", f"{record.tenant}.{spec.agent_id}", Window.TOTAL, own),)
         return cls(
-            tuple(bounds),
+            tenant_bounds(plan, str(record.tenant)) + _bounds(rows),
             plan.limits.requests_per_minute,
             plan.limits.tokens_per_minute,
             price,
@@ -85,15 +77,6 @@ class Terms:
             ends_us = min(ends_us, until_us)
         return tuple(found), ends_us
 
-    def bound_of(self, account: AccountId) -> int | None:
-        """Return the bound of an account of any window; None when it has none any more."""
-        for bound in self.bounds:
-            if (bound.scope, bound.owner, bound.unit) == (account.scope, account.owner, account.unit):
-                window = account.window.partition("-")[0]
-                if window == bound.window:
-                    return bound.amount
-        return None
-
     def at_most(self, prompt_bytes: int, output_tokens: int | None, deadline_s: float, *, conversation: bool) -> Budget:
         """Return what is to be reserved for a call, in the units that are bounded."""
         whole = call_at_most(
@@ -110,7 +93,7 @@ class Terms:
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads."""
         return {name: getattr(self, name) for name in _PLAIN} | {
-            "bounds": [[b.scope, b.owner, b.window.value, b.unit, b.amount] for b in self.bounds],
+            "bounds": bounds_to_json(self.bounds),
             "price": asdict(self.price),
         }
 
@@ -118,10 +101,43 @@ class Terms:
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Return the terms that `to_json` wrote; raises IntegrityError."""
         try:
-            bounds = tuple(Bound(s, o, Window(w), u, a) for s, o, w, u, a in value["bounds"])
-            return cls(bounds=bounds, price=Price(**value["price"]), **{name: value[name] for name in _PLAIN})
+            return cls(
+                bounds=bounds_from_json(value["bounds"]), price=Price(**value["price"]), **{name: value[name] for name in _PLAIN}
+            )
         except (KeyError, TypeError, ValueError) as e:
             raise IntegrityError(f"An agent's terms can't be read: {e!r}.") from None
+
+
+def tenant_bounds(plan: Plan, tenant: str) -> tuple[Bound, ...]:
+    """Return what bounds all calls of a tenant together."""
+    rows = (
+        ("tenant", tenant, Window.DAY, plan.spending.day),
+        ("tenant", tenant, Window.MONTH, plan.spending.month),
+        ("tenant", tenant, Window.TOTAL, plan.budget),
+    )
+    most = plan.limits.concurrency
+    return _bounds(rows) + (() if most is None else (Bound("tenant", tenant, Window.NOW, "calls", most),))
+
+
+def bound_of(bounds: Sequence[Bound], account: AccountId) -> int | None:
+    """Return the bound of an account of any window; None when it has none any more."""
+    window = account.window.partition("-")[0]
+    wanted = (account.scope, account.owner, account.unit, window)
+    return next((b.amount for b in bounds if (b.scope, b.owner, b.unit, b.window.value) == wanted), None)
+
+
+def bounds_to_json(bounds: Sequence[Bound]) -> list[list[Any]]:
+    """Return plain values that `bounds_from_json` reads."""
+    return [[b.scope, b.owner, b.window.value, b.unit, b.amount] for b in bounds]
+
+
+def bounds_from_json(value: list[list[Any]]) -> tuple[Bound, ...]:
+    """Return the bounds that `bounds_to_json` wrote; raises TypeError or ValueError for anything else."""
+    return tuple(Bound(s, o, Window(w), u, a) for s, o, w, u, a in value)
+
+
+def _bounds(rows: Sequence[tuple[str, str, Window, BudgetBound]]) -> tuple[Bound, ...]:
+    return tuple(Bound(s, o, w, u, amount) for s, o, w, b in rows for u in UNITS if (amount := b.of(u)) is not None)
 
 
 def prompt_bytes(messages: Sequence[dict[str, Any]]) -> int:
