@@ -26,8 +26,9 @@ from cluster.limits.lease import Exchange, Holder
 from cluster.limits.lease_journal import LeaseJournal
 from cluster.limits.limiter import NAME, Answer, UnknownHolderError
 from cluster.limits.rate_leases import RateLeases
-from cluster.limits.refusals import refusal
+from cluster.limits.refusals import BudgetExceededError, refusal
 from cluster.limits.terms import Terms, prompt_bytes
+from cluster.limits.worst_case import MODEL_CALLS
 from cluster.settings import Settings
 
 if TYPE_CHECKING:
@@ -120,17 +121,28 @@ class Leases:
         now_us = self._clock.now_us()
         if now_us >= known.until_us:
             known.accounts, known.until_us = known.terms.accounts(now_us)
+        try:
+            return await self._reserve(known, invocation, MODEL_CALLS)
+        except BudgetExceededError:
+            if not known.terms.tools:
+                raise
+            # An agent with tools may take many steps and mostly takes few: it gets what its first one needs.
+            return await self._reserve(known, invocation, 1)
+
+    async def _reserve(self, known: _Known, invocation: Invocation, steps: int) -> Reservation:
+        tenant = str(invocation.principal.tenant)
         cost = known.terms.at_most(
             prompt_bytes(invocation.messages),
             invocation.max_output_tokens,
             invocation.deadline_s,
             conversation=invocation.conversation_id is not None,
+            steps=steps,
         )
         by_unit = {"tokens": cost.tokens, "micro_usd": cost.micro_usd, "calls": 1}
         amounts = {name: by_unit[unit] for name, unit in known.accounts if by_unit[unit]}
-        until_us = now_us + int(invocation.deadline_s * 1e6)
-        rates = self._rates.needed(str(invocation.principal.tenant), known.terms, cost.tokens)
-        reservation = Reservation(uuid7(), cost, agent, until_us, amounts, rates)
+        until_us = self._clock.now_us() + int(invocation.deadline_s * 1e6)
+        rates = self._rates.needed(tenant, known.terms, cost.tokens)
+        reservation = Reservation(uuid7(), cost, f"{tenant}.{invocation.agent_id}", until_us, amounts, rates)
         if not self._take(reservation):
             await self._wait_for(reservation)
         return reservation
@@ -154,15 +166,19 @@ class Leases:
         if self._waiting:
             self._serve()
 
-    def use(self, tenant: str) -> dict[str, dict[str, int]]:
-        """Return what this process knows of a tenant's accounts: bound and use as the limiter said last, and the room here."""
+    def use(self, tenant: str) -> list[dict[str, str | int]]:
+        """Return what this process knows of a tenant's accounts: the bound, and what was used of it when the limiter said so."""
         leases = self._holder.leases if self._holder is not None else {}
         mine = (f"tenant.{tenant}.", f"agent.{tenant}.")
-        return {
-            name: {"limit": lease.bound, "used": lease.used, "room": lease.room}
+        return [
+            {"account": name, "limit": lease.bound, "used": lease.used, "left": max(0, lease.bound - lease.used)}
             for name, lease in sorted(leases.items())
-            if name.startswith(mine)
-        }
+            if lease.heard and name.startswith(mine)
+        ]
+
+    def headers(self, tenant: str) -> dict[str, str]:
+        """Return the RateLimit headers (IETF draft) of a tenant: its rate, and what this process has left of it now."""
+        return self._rates.headers(tenant)
 
     async def aclose(self) -> None:
         """Give everything back; what is open is looked up by the limiter."""

@@ -90,6 +90,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("GET", gang, gangs.show_gang, None, (200,)),
         ("DELETE", gang, gangs.remove_gang, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
+        ("GET", "/api/v1/limits", native.limits, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),
     ]

@@ -111,10 +111,16 @@ class Edge:
                 fault = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
                 return self.refuse(fault, exchange, request.url.path, openai=openai)
             response.headers["x-request-id"] = exchange.request_id
+            self._say_rate(response, exchange)
             self.metrics.request("openai" if openai else "native", response.status_code)
             return response
 
         return endpoint
+
+    def _say_rate(self, response: Response, exchange: Exchange) -> None:
+        leases, who = self.invoker.leases, exchange.principal
+        if leases is not None and who is not None:
+            response.headers.update(leases.headers(str(who.tenant)))
 
     async def body(self, request: Request, *, limit: int = 0, kind: str = JSON) -> bytes:
         """Return the request's bytes, within the bounds of the settings or `limit`; raises what `read_body` raises."""
@@ -134,7 +140,9 @@ class Edge:
         """Record a refusal and return it as a response; one that can't be recorded is not given, but why it can't be."""
         error = self.record(error, exchange, path)
         self.metrics.request("openai" if openai else "native", error.status)
-        return problem_response(error, openai=openai, oauth=path.startswith("/oauth/"), request_id=exchange.request_id)
+        response = problem_response(error, openai=openai, oauth=path.startswith("/oauth/"), request_id=exchange.request_id)
+        self._say_rate(response, exchange)
+        return response
 
     def record(self, error: SovereignError, exchange: Exchange, path: str) -> SovereignError:
         """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals).

@@ -83,6 +83,17 @@ class RateLeases:
             rate = self._rates[name]
             rate.level, rate.taken, rate.wait_us = rate.level + given, 0, wait_us
 
+    def headers(self, tenant: str) -> dict[str, str]:
+        """Return RateLimit-Policy and RateLimit of a tenant; empty where its plan has no rate or no call has asked for it."""
+        rate = self._rates.get(f"{tenant}.requests")
+        if rate is None:
+            return {}
+        wait_s = -(-rate.wait_us // 1_000_000)
+        return {
+            "ratelimit-policy": f'"requests";q={rate.per_minute};w=60',
+            "ratelimit": f'"requests";r={max(0, rate.level)};t={wait_s if rate.level < 1 else 0}',
+        }
+
     def refusal(self, rates: Mapping[str, int]) -> RateLimitedError | None:
         """Return why a call is not let in; None when nothing is lacking."""
         for name, amount in rates.items():

@@ -14,7 +14,7 @@ from cluster.errors import IntegrityError
 from cluster.limits.account import AccountId
 from cluster.limits.price_card import Price
 from cluster.limits.windows import Window, window_at
-from cluster.limits.worst_case import call_at_most, cpu_time_at_most
+from cluster.limits.worst_case import MODEL_CALLS, call_at_most, cpu_time_at_most
 
 # What a tool's description adds to each prompt, of what is reserved ahead.
 TOOL_TOKENS = 1_024
@@ -77,13 +77,16 @@ class Terms:
             ends_us = min(ends_us, until_us)
         return tuple(found), ends_us
 
-    def at_most(self, prompt_bytes: int, output_tokens: int | None, deadline_s: float, *, conversation: bool) -> Budget:
-        """Return what is to be reserved for a call, in the units that are bounded."""
+    def at_most(
+        self, prompt_bytes: int, output_tokens: int | None, deadline_s: float, *, conversation: bool, steps: int = MODEL_CALLS
+    ) -> Budget:
+        """Return what is to be reserved for a call of so many model calls, in the units that are bounded."""
         whole = call_at_most(
             self.price,
             input_tokens=prompt_bytes + self.instructions + self.tools * TOOL_TOKENS,
             output_tokens=output_tokens,
             max_iterations=self.max_iterations,
+            model_calls=steps,
             tools=self.tools > 0,
             conversation=conversation,
             cpu_us=cpu_time_at_most(deadline_s, self.cpu_milli),

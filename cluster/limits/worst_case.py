@@ -30,6 +30,7 @@ def call_at_most(
     input_tokens: int,
     output_tokens: int | None,
     max_iterations: int,
+    model_calls: int = MODEL_CALLS,
     tools: bool,
     conversation: bool,
     cpu_us: int,
@@ -37,7 +38,7 @@ def call_at_most(
     """Return what is to be reserved for a call whose prompt has at most `input_tokens`."""
     said = OUTPUT_TOKENS if output_tokens is None else output_tokens
     prompt = input_tokens + FRAME_TOKENS + (CONVERSATION_TOKENS if conversation else 0)
-    calls = min(max_iterations, MODEL_CALLS) if tools else 1
+    calls = min(max_iterations, model_calls) if tools else 1
     # Each step's prompt holds what was said and found in the steps before it.
     growth = (said + TOOL_RESULT_TOKENS) * (calls * (calls - 1) // 2)
     whole = model_call_at_most(price, prompt * calls + growth, said * calls)
