@@ -13,7 +13,7 @@ from functools import partial
 
 from ray.exceptions import RayError
 
-from actors.agent_process import AgentProcess, Key, kill_by_name
+from actors.agent_process import DRAIN_TIMEOUT_S, AgentProcess, Key, kill_by_name
 from actors.background import Background, Runner
 from actors.gangs import Gangs
 from actors.live_agents import LiveAgents
@@ -159,6 +159,23 @@ class AgentProcesses:
         await self.gangs.end_of(gangs)
         return ended
 
+    async def renew(self, within_s: float) -> int:
+        """End every process that there is now, one after the other: the next call of its agent starts a new one.
+
+        One without calls ends at once; another takes no new ones, which wait, and ends with its last or after `within_s`.
+        Returns how many there were.
+        """
+        # By name, which a process keeps when it becomes another agent's.
+        old = {live.name for live in self.live}
+        while live := next((x for x in self.live if x.name in old), None):
+            if live.gang:
+                gang, place = (live.key[0], live.gang), [x for x in self.live if x.gang == live.gang and x.key[0] == live.key[0]]
+                await asyncio.gather(*(self._end_soon(x, within_s) for x in place if self.live.take(x)))
+                await self.gangs.end_of({gang})
+            elif not await self._lives.end_idle(live) and self.live.take(live):
+                await self._end_soon(live, within_s)
+        return len(old)
+
     async def end_all(self, node: str | None = None) -> int:
         """Drain every process, or those on one `node`, for a stop of it; returns how many there were."""
         ending = [live for live in self.live if node in (None, live.node) and self.live.take(live)]
@@ -171,9 +188,9 @@ class AgentProcesses:
         drained = (live.drain() for live in retiring)  # with less patience than they were promised
         await asyncio.gather(*map(self._end_soon, ending), *drained, *tasks, return_exceptions=True)
 
-    def _end_soon(self, live: AgentProcess) -> asyncio.Task[None]:
+    def _end_soon(self, live: AgentProcess, within_s: float = DRAIN_TIMEOUT_S) -> asyncio.Task[None]:
         """Begin to end a process that was taken out, which is known here until it has ended."""
-        task = self._ending[live] = asyncio.ensure_future(self._lives.passivate(live))
+        task = self._ending[live] = asyncio.ensure_future(self._lives.passivate(live, within_s=within_s))
         task.add_done_callback(lambda _: self._ending.pop(live, None))
         return task
 

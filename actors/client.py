@@ -35,7 +35,7 @@ class GovernanceClient:
         self._governance = governance
         self._principal = principal
         self._parent_invocation_id = parent_invocation_id
-        self._invoker = Invoker(Directory(governance), most=MAX_CALLS, leases=leases)
+        self._invoker = Invoker(Directory(governance), places=MAX_CALLS, leases=leases)
 
     async def register_agent(
         self,

@@ -116,7 +116,10 @@ class Governance:
 
 
 class AgentStream:
-    """A streamed answer that has begun: iterate for its text, then read `result`; `aclose` stops the agent's work."""
+    """A streamed answer that has begun: iterate for its text, then read `result`; `aclose` stops the agent's work.
+
+    What came while nobody read comes as one piece.
+    """
 
     def __init__(self, first: bytes | None, stream: CallStream) -> None:
         self._first = first
@@ -124,9 +127,14 @@ class AgentStream:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._first is not None:
-            yield self._first
+            yield b"".join([self._first, *self._stream.take_waiting()])
             async for chunk in self._stream:
-                yield chunk
+                yield b"".join([chunk, *self._stream.take_waiting()])
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its text was read and its result is there."""
+        return self._stream.ended
 
     @property
     def result(self) -> bytes:
@@ -141,6 +149,10 @@ class AgentStream:
     async def aclose(self) -> None:
         """Give the call up."""
         await self._stream.aclose()
+
+    async def stopped(self) -> None:
+        """Wait until the agent has stopped a call that was given up, and its last fact is written."""
+        await self._stream.stopped()
 
 
 class Directory:
@@ -157,15 +169,26 @@ class Directory:
         self._clients: dict[tuple[str, int], ChannelClient] = {}
 
     async def call(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> bytes:
-        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call."""
+        """Return the agent's answer within `deadline_s`, a wake included; raises what the agent raised, or what kept the call.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
             link = await self._link(key, principal, ends, conversation)
             try:
-                return await link.client.call(payload, grant=link.grant, deadline_s=ends - time.monotonic())
+                left_s = ends - time.monotonic()
+                return await link.client.call(payload, grant=link.grant, deadline_s=left_s, until_stopped=until_stopped)
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:
@@ -174,9 +197,19 @@ class Directory:
         raise self._moved(agent_id)
 
     async def stream(
-        self, principal: Principal, agent_id: str, payload: bytes, *, deadline_s: float, conversation: str | None = None
+        self,
+        principal: Principal,
+        agent_id: str,
+        payload: bytes,
+        *,
+        deadline_s: float,
+        conversation: str | None = None,
+        until_stopped: bool = False,
     ) -> AgentStream:
-        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`."""
+        """Return the agent's answer as a stream, once its first piece or its end is there; `deadline_s` as for `call`.
+
+        With `until_stopped` cancelling this waits until the agent has stopped its work.
+        """
         key = (str(principal.tenant), agent_id, principal.subject, principal.scopes, principal.depth)
         ends = time.monotonic() + deadline_s
         for _ in range(ATTEMPTS):
@@ -184,6 +217,10 @@ class Directory:
             stream = link.client.stream(payload, grant=link.grant, deadline_s=ends - time.monotonic())
             try:
                 return AgentStream(await anext(stream, None), stream)
+            except asyncio.CancelledError:
+                if until_stopped:
+                    await stream.stopped()
+                raise
             except (StaleGenerationError, GrantRefusedError):  # moved, or another agent has its port now
                 self._forget(key, link)
             except AgentLostError:

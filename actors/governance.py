@@ -320,6 +320,12 @@ class GovernanceActor:
         return {"node": name}
 
     @_answered
+    async def renew_agents(self) -> int:
+        """End the agents' processes one after the other, none of them under a call, and return how many there were."""
+        await self._prepared()
+        return await self._processes.renew(self._settings.call_timeout_s)
+
+    @_answered
     async def push_policy(self, artefact: bytes, actor: str) -> dict[str, Any]:
         """Put a signed policy bundle in force; what is refused changes nothing."""
         await self._prepared()

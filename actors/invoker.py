@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,12 @@ from actors.directory import AgentStream, Directory
 from actors.leases import Leases, Reservation
 from actors.wire import CallAnswer, CallOrder
 from cluster.agents.budget import NO_BUDGET, Budget
-from cluster.errors import OverloadedError, SovereignError
+from cluster.agents.client_tools import ClientTools
+from cluster.errors import DeadlineExceededError, OverloadedError, SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
+from cluster.limits.fair_queue import FairQueue
 from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import traceparent
 
@@ -27,12 +30,18 @@ class Invocation:
     agent_id: str
     # OpenAI chat messages, checked.
     messages: list[dict[str, Any]]
-    # Seconds from now until which it must have ended, a wake included.
+    # Within how many seconds of `came_ns` it must have ended, a wait and a wake included.
     deadline_s: float
     # Its turns are the agent's to remember; None for a call of its own.
     conversation_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # As cluster/agents/call.py has them.
+    model_settings: dict[str, Any] | None = None
+    client_tools: ClientTools | None = None
+    response_schema: dict[str, Any] | None = None
+    instructions: str = ""
+    after: str | None = None
     request_id: str = ""
     trace_id: str = ""
     parent_invocation_id: str = ""
@@ -41,8 +50,14 @@ class Invocation:
     budget: Budget = NO_BUDGET
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
+    # Whether giving it up waits until the agent has stopped and its last fact is written.
+    until_stopped: bool = False
     # When it came, by the monotonic clock in nanoseconds: what it waits from then on is its queue time.
     came_ns: int = field(default_factory=time.monotonic_ns)
+
+    def left_s(self) -> float:
+        """Return the seconds that are left of its time; 0 or less when it is over."""
+        return self.deadline_s - (time.monotonic_ns() - self.came_ns) / 1e9
 
     def order(self) -> CallOrder:
         """Return it as the agent takes it, now."""
@@ -61,19 +76,42 @@ class Invocation:
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,
             temperature=self.temperature,
+            model_settings=self.model_settings,
+            client_tools=self.client_tools,
+            response_schema=self.response_schema,
+            instructions=self.instructions,
+            after=self.after,
             depth=self.principal.depth,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place that a call holds."""
+
+    tenant: str
+    since_ns: int
 
 
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
-    def __init__(self, stream: AgentStream, invoker: Invoker, reservation: Reservation | None = None) -> None:
+    def __init__(
+        self,
+        stream: AgentStream,
+        invoker: Invoker,
+        place: _Place,
+        reservation: Reservation | None = None,
+        *,
+        until_stopped: bool = False,
+    ) -> None:
         self._stream = stream
         self._invoker: Invoker | None = invoker
+        self._place = place
         self._reservation = reservation
         # What the call spent, once somebody said.
         self._spent: tuple[int, int] | None = None
+        self._until_stopped = until_stopped
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -83,6 +121,11 @@ class InvocationStream:
             self._spent = error.spent
             raise
         self._spent = self.answer.spent
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of its text was read and `answer` is there."""
+        return self._stream.ended
 
     @property
     def answer(self) -> CallAnswer:
@@ -100,42 +143,55 @@ class InvocationStream:
         if invoker is not None:
             try:
                 await self._stream.aclose()
+                if self._until_stopped:
+                    await self._stream.stopped()
             finally:
-                invoker._leave(self._reservation, self._spent)
+                invoker._leave(self._place)
+                invoker._settle(self._reservation, self._spent)
 
 
 class Invoker:
-    """Calls agents, within what this process may hold at once and its leases let it spend. For one event loop."""
+    """Calls agents: fairly between tenants, within its places and within what its leases let it spend. For one event loop."""
 
     def __init__(
         self,
         directory: Directory,
         *,
-        most: int,
+        places: int,
+        waiting: int = 0,
         gate: JournalGate | None = None,
         leases: Leases | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        """Hold at most `most` calls; with `gate` take none on while the node can record no more.
+        """Have at most `places` calls under way and `waiting` waiting; with `gate` take none on that can't be recorded.
 
-        Without `leases` it is for sub-calls, which draw on their callers' reservations.
+        Where nothing may wait, one tenant may have all places. Without `leases` it is for sub-calls, which draw on their
+        callers' reservations.
         """
         self._directory = directory
-        self._most = most
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
         self._gate = gate
         self.leases = leases
         self._metrics = metrics
-        # Calls under way; never above `most`.
-        self.calls = 0
+
+    @property
+    def calls(self) -> int:
+        """Calls that are held here, under way or waiting."""
+        return self._queue.running + self._queue.waiting
+
+    @property
+    def load(self) -> int:
+        """Calls that are a reason for more processes: what one tenant piles up beyond its share is none."""
+        return self._queue.load()
 
     async def run(self, invocation: Invocation) -> CallAnswer:
         """Return the agent's whole answer; its usage fact is in the journal before that.
 
-        Raises OverloadedError at once when this process holds as many calls as it may, JournalFullError when the node can
-        record no more, BudgetExceededError or RateLimitedError when the call can't be paid or comes too early, and what the
-        agent raised or kept the call from it. Cancelling it stops the agent's work.
+        Raises OverloadedError at once when as many calls of the tenant wait as may, JournalFullError when the node can record
+        no more, BudgetExceededError or RateLimitedError when the call can't be paid or comes too early, DeadlineExceededError,
+        and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
         """
-        self._enter()
+        place = await self._enter(invocation)
         reservation, spent = None, None
         try:
             reservation, invocation = await self._reserve(invocation)
@@ -144,8 +200,9 @@ class Invoker:
                     invocation.principal,
                     invocation.agent_id,
                     invocation.order().to_bytes(),
-                    deadline_s=invocation.deadline_s,
+                    deadline_s=invocation.left_s(),
                     conversation=invocation.conversation_id,
+                    until_stopped=invocation.until_stopped,
                 )
             )
             spent = answer.spent
@@ -153,7 +210,8 @@ class Invoker:
             spent = error.spent
             raise
         finally:
-            self._leave(reservation, spent)
+            self._leave(place)
+            self._settle(reservation, spent)
         return answer
 
     async def open(self, invocation: Invocation) -> InvocationStream:
@@ -161,7 +219,7 @@ class Invoker:
 
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
-        self._enter()
+        place = await self._enter(invocation)
         reservation, spent = None, None
         try:
             reservation, invocation = await self._reserve(invocation)
@@ -169,15 +227,17 @@ class Invoker:
                 invocation.principal,
                 invocation.agent_id,
                 invocation.order().to_bytes(),
-                deadline_s=invocation.deadline_s,
+                deadline_s=invocation.left_s(),
                 conversation=invocation.conversation_id,
+                until_stopped=invocation.until_stopped,
             )
         except BaseException as error:
             if isinstance(error, SovereignError):
                 spent = error.spent
-            self._leave(reservation, spent)
+            self._leave(place)
+            self._settle(reservation, spent)
             raise
-        return InvocationStream(stream, self, reservation)
+        return InvocationStream(stream, self, place, reservation, until_stopped=invocation.until_stopped)
 
     async def _reserve(self, invocation: Invocation) -> tuple[Reservation | None, Invocation]:
         if self.leases is None or invocation.reservation_id:
@@ -185,27 +245,53 @@ class Invoker:
         reservation = await self.leases.reserve(invocation)
         return reservation, replace(invocation, reservation_id=reservation.reservation_id, budget=reservation.budget)
 
+    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
+        if reservation is not None and self.leases is not None:
+            self.leases.settle(reservation, spent)
+
     async def aclose(self) -> None:
         """Close the connections to agents, and give the leases back."""
         await self._directory.aclose()
         if self.leases is not None:
             await self.leases.aclose()
 
-    def _enter(self) -> None:
+    async def _enter(self, invocation: Invocation) -> _Place:
         if self._gate is not None:
             self._gate.check()
-        if self.calls >= self._most:
+        tenant = str(invocation.principal.tenant)
+        if not self._queue.enter(tenant):
+            await self._wait(tenant, invocation)
+        self._changed()
+        return _Place(tenant, time.monotonic_ns())
+
+    async def _wait(self, tenant: str, invocation: Invocation) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = self._queue.wait(tenant, turn)
+        if ticket is None:
             raise OverloadedError(
-                f"This process holds {self.calls} calls, which is its bound.", hint="Retry after a moment.", retry_after_s=1
+                f"{self.calls} calls are under way or wait here, and no more of this tenant may.",
+                hint="Retry after a moment.",
+                retry_after_s=1,
             )
-        self._change(1)
+        self._changed()
+        try:
+            async with asyncio.timeout(invocation.left_s()):
+                await turn
+        except BaseException as e:
+            if not self._queue.give_up(tenant, ticket):
+                # Its turn came in that very moment.
+                self._leave(_Place(tenant, time.monotonic_ns()))
+            self._changed()
+            if isinstance(e, TimeoutError):
+                raise DeadlineExceededError("The call's deadline passed while it waited for its turn.") from None
+            raise
 
-    def _leave(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
-        self._change(-1)
-        if reservation is not None and self.leases is not None:
-            self.leases.settle(reservation, spent)
+    def _leave(self, place: _Place) -> None:
+        self._queue.leave(place.tenant, (time.monotonic_ns() - place.since_ns) // 1_000)
+        while (turn := self._queue.next()) is not None:
+            turn.set_result(None)
+        self._changed()
 
-    def _change(self, by: int) -> None:
-        self.calls += by
+    def _changed(self) -> None:
         if self._metrics is not None:
             self._metrics.queue_depth(self.calls)

@@ -96,7 +96,7 @@ class _JoinedNode(Supervisor[NodeState]):
         return self._settings.node_state_path
 
     def ray_command(self) -> list[str]:
-        return worker_command(self._settings, self._ports, self._state.ray_address)
+        return worker_command(self._settings, self._ports, self._state.ray_address, self.start_id)
 
     def clear(self) -> None:
         shutil.rmtree(self._settings.run_dir, ignore_errors=True)

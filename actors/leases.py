@@ -80,6 +80,12 @@ class _Waiter:
     done: asyncio.Future[None]
 
 
+def _beside(invocation: Invocation) -> int:
+    """Return more tokens than what is sent beside the messages can have."""
+    asked = (invocation.instructions, invocation.client_tools, invocation.response_schema)
+    return sum(len(repr(x).encode("utf-8", "replace")) + 256 for x in asked if x)
+
+
 def _find_limiter() -> Handle:
     return find(NAME)
 
@@ -132,10 +138,12 @@ class Leases:
     async def _reserve(self, known: _Known, invocation: Invocation, steps: int) -> Reservation:
         tenant = str(invocation.principal.tenant)
         cost = known.terms.at_most(
-            prompt_bytes(invocation.messages),
+            prompt_bytes(invocation.messages) + _beside(invocation),
             invocation.max_output_tokens,
             invocation.deadline_s,
             conversation=invocation.conversation_id is not None,
+            # An answer of another form than was asked for is asked for once more.
+            asked_twice=invocation.response_schema is not None,
             steps=steps,
         )
         by_unit = {"tokens": cost.tokens, "micro_usd": cost.micro_usd, "calls": 1}

@@ -39,6 +39,17 @@ def end_marked(cluster_id: str, node: str = "", *, gently: bool = True, grace_s:
     return len(seen)
 
 
+def end_idle_workers(cluster_id: str) -> int:
+    """End Ray's workers that were started ahead and do nothing yet; returns their number. Ray starts others."""
+    ended = 0
+    for process in marked(cluster_id):
+        with contextlib.suppress(psutil.Error):
+            if any("ray::IDLE" in part for part in process.cmdline()):
+                process.terminate()
+                ended += 1
+    return ended
+
+
 def reap_orphans(but: int) -> None:
     """Collect children that came to us when their own parent died; the code of child `but` is read by its Popen."""
     for child in psutil.Process().children():

@@ -8,7 +8,7 @@ from typing import Any, Final
 import ray
 
 from actors.ray_actors import HEAD_RESOURCE
-from cluster.agents.placement import NODE_LABEL, Node, require_node, selector
+from cluster.agents.placement import NODE_LABEL, START_LABEL, Node, require_node, selector
 from cluster.agents.quantity import format_cpu, format_memory
 from cluster.agents.spec import AgentSpec, Resources
 
@@ -16,10 +16,11 @@ from cluster.agents.spec import AgentSpec, Resources
 _RAYS_LABELS: Final = "ray.io/"
 
 
-def living_ids(name: str) -> list[str]:
-    """Return the Ray ids under which a node is alive: two as long as Ray has not noticed that the first one is dead."""
+def living_starts(name: str) -> list[str]:
+    """Return which starts of a node are alive: an earlier one too, and at first alone, as long as Ray takes it for alive."""
     untyped: Any = ray
-    return [entry["NodeID"] for entry in untyped.nodes() if entry["Alive"] and entry["Labels"].get(NODE_LABEL) == name]
+    labels = [entry["Labels"] for entry in untyped.nodes() if entry["Alive"]]
+    return [each.get(START_LABEL, "") for each in labels if each.get(NODE_LABEL) == name]
 
 
 def nodes_of_ray() -> list[Node]:
@@ -29,6 +30,7 @@ def nodes_of_ray() -> list[Node]:
     for entry in untyped.nodes():
         labels = {k: v for k, v in entry.get("Labels", {}).items() if not k.startswith(_RAYS_LABELS)}
         name = labels.pop(NODE_LABEL, "")
+        labels.pop(START_LABEL, None)
         if not name or (name in found and not entry["Alive"]):
             continue  # not a node of ours, or an earlier life of one
         held = entry.get("Resources", {})

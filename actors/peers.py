@@ -30,7 +30,7 @@ class PeerInvoker:
     async def ask(self, agent_id: str, question: str, call: Call) -> str:
         """Return the agent's answer; as `cluster.agents.delegation.Peers` has it."""
         if self._invoker is None:
-            self._invoker = Invoker(Directory(Governance()), most=MAX_CALLS)
+            self._invoker = Invoker(Directory(Governance()), places=MAX_CALLS)
         left_s = (call.ends_ns - time.monotonic_ns()) / 1e9
         if left_s <= 0:
             raise DeadlineExceededError("The call's deadline passed before another agent could be asked.")
@@ -56,6 +56,8 @@ class PeerInvoker:
             reservation_id=f"{call.reservation_id}.{invocation_id}" if lent else "",
             budget=lent,
             invocation_id=invocation_id,
+            # A call has not stopped while anything of it runs.
+            until_stopped=True,
         )
         spent: Budget | None = None
         try:

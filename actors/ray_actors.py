@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 import ray
+from ray.exceptions import RayError
 
 from actors.ray_environment import NAMESPACE
 
@@ -16,6 +18,21 @@ GOVERNANCE: Final = "governance"
 HEAD_RESOURCE: Final = "node:__internal_head__"
 # A handle has its actor's methods, which Ray's own generic type cannot say: it makes every call `Never`.
 Handle: TypeAlias = Any
+
+
+def restart(name: str, timeout_s: float) -> None:
+    """End an actor that Ray starts again, and return when it answers `ready`; raises ValueError, RayError. Blocks."""
+    handle = find(name)
+    ray.kill(handle, no_restart=False)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            ray.get(handle.ready.remote(), timeout=max(0.1, deadline - time.monotonic()))
+            return
+        except RayError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def create(

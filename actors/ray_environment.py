@@ -15,7 +15,7 @@ import psutil
 
 from actors.listeners import is_loopback
 from cluster import wiring
-from cluster.agents.placement import NODE_LABEL, parse_node_labels
+from cluster.agents.placement import NODE_LABEL, START_LABEL, parse_node_labels
 from cluster.errors import ConfigurationError
 from cluster.settings import PROJECT_ROOT, Settings
 
@@ -225,16 +225,17 @@ def head_command(settings: Settings, ports: Ports) -> list[str]:
     return [sys.executable, "-m", "actors.ray_head", "start", "--head", *_options(settings, ports, options)]
 
 
-def worker_command(settings: Settings, ports: Ports, address: str) -> list[str]:
-    """Return the command that starts a node of the cluster at `address` and stays until it is ended."""
+def worker_command(settings: Settings, ports: Ports, address: str, start: str) -> list[str]:
+    """Return the command that starts a node of the cluster at `address` and stays until it is ended; `start` names this start."""
     # Not Ray's own command, which refuses to start a second node on loopback.
-    return [sys.executable, "-m", "actors.worker_node", "start", *_options(settings, ports, {"address": address})]
+    return [sys.executable, "-m", "actors.worker_node", "start", *_options(settings, ports, {"address": address}, start)]
 
 
-def _options(settings: Settings, ports: Ports, more: Mapping[str, object]) -> list[str]:
+def _options(settings: Settings, ports: Ports, more: Mapping[str, object], start: str = "") -> list[str]:
     cpus = settings.num_cpus or psutil.cpu_count() or 1
     memory = settings.memory_bytes or int(psutil.virtual_memory().total * 0.7)
-    labels = {NODE_LABEL: wiring.node_name(settings)} | parse_node_labels(settings.node_labels)
+    labels = {NODE_LABEL: wiring.node_name(settings)} | ({START_LABEL: start} if start else {})
+    labels |= parse_node_labels(settings.node_labels)
     options = {
         "node-ip-address": settings.host,
         "temp-dir": settings.run_dir / "ray",

@@ -11,6 +11,7 @@ import ctypes
 import io
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -60,6 +61,8 @@ class Supervisor(ABC, Generic[S]):
         self._state = state
         self._progress = progress
         self._ray: subprocess.Popen[bytes] | None = None
+        # Names this start of Ray, by which what it brings up is told from what an earlier one has left.
+        self.start_id = ""
         self._stop = False
 
     @property
@@ -113,6 +116,7 @@ class Supervisor(ABC, Generic[S]):
     def _start(self) -> None:
         self._write("starting")
         self._progress("starting Ray")
+        self.start_id = secrets.token_hex(8)
         with self._log("ray") as log:
             self._ray = self._spawn(self.ray_command(), log)
         self.await_ray()
@@ -197,7 +201,8 @@ class Supervisor(ABC, Generic[S]):
     def _bootstrap(self, verb: str, timeout_s: float) -> None:
         command = [sys.executable, "-m", "serve_apps.bootstrap", verb, self._state.ray_address]
         with self._log("bootstrap") as log, tempfile.TemporaryFile() as request:
-            request.write(json.dumps({"settings": self._settings.to_json(), "ports": self._ports.to_dict()}).encode())
+            asked = {"settings": self._settings.to_json(), "ports": self._ports.to_dict(), "start": self.start_id}
+            request.write(json.dumps(asked).encode())
             request.seek(0)
             child = self._spawn(command, log, stdin=request, stdout=subprocess.PIPE)
             output = child.stdout or io.BytesIO()

@@ -1,9 +1,12 @@
 """What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
 
 call    {"v": 1, "invocation_id", "request_id", "trace_id", "traceparent", "project_id", "parent_invocation_id", "reservation_id",
-         "budget_tokens", "budget_micro_usd", "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"}
+         "budget_tokens", "budget_micro_usd", "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"},
+         and where they are asked for "model_settings", "client_tools": {"functions", "required", "named", "parallel"},
+         "response_schema", "instructions", "after"
 chunk   the next piece of the answer's text, UTF-8
-result  {"v": 1, "text", "finish_reason", "model", "usage": {…}, "spent": [tokens, micro_usd]}; no text when it was streamed
+result  {"v": 1, "text", "finish_reason", "model", "usage": {…}, "spent": [tokens, micro_usd]}, and "tool_calls" where they
+        ended the turn; the text is empty when it was streamed
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any
 
 import msgpack
 
+from cluster.agents.client_tools import ClientTools
 from cluster.errors import InvalidRequestError
 
 VERSION = 1
@@ -42,6 +46,12 @@ class CallOrder:
     temperature: float | None = None
     # How often this work was handed on from agent to agent; 0 for what a person or a program asked.
     depth: int = 0
+    # As cluster/agents/call.py has them.
+    model_settings: dict[str, Any] | None = None
+    client_tools: ClientTools | None = None
+    response_schema: dict[str, Any] | None = None
+    instructions: str = ""
+    after: str | None = None
 
     @property
     def recorded_trace(self) -> str:
@@ -52,6 +62,9 @@ class CallOrder:
         """Return the frame's payload."""
         # Not asdict: it copies every message, which costs more than packing them.
         document = {name: getattr(self, name) for name in _ORDER_FIELDS}
+        for name in _ASKED_FOR:
+            if (value := getattr(self, name)) not in (None, ""):
+                document[name] = asdict(value) if isinstance(value, ClientTools) else value
         document["v"] = VERSION
         packed: bytes = msgpack.packb(document)
         return packed
@@ -61,6 +74,8 @@ class CallOrder:
         """Return the order; raises InvalidRequestError when the payload is not one."""
         document = _unpack(data)
         try:
+            if "client_tools" in document:
+                document["client_tools"] = ClientTools(**document["client_tools"])
             return cls(**document)
         except TypeError:
             raise InvalidRequestError("The call's payload has unknown or missing fields.") from None
@@ -68,7 +83,9 @@ class CallOrder:
 
 # The last digit of a traceparent whose flags, of which it is the first, say that it is recorded.
 _RECORDED = frozenset("13579bdf")
-_ORDER_FIELDS = tuple(CallOrder.__dataclass_fields__)
+# What few calls ask for: it is sent with those alone, which an agent of an earlier release understands.
+_ASKED_FOR = ("model_settings", "client_tools", "response_schema", "instructions", "after")
+_ORDER_FIELDS = tuple(name for name in CallOrder.__dataclass_fields__ if name not in _ASKED_FOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +120,17 @@ class CallAnswer:
     finish_reason: str
     model: str
     usage: Usage = field(default_factory=Usage)
+    # The calls of the caller's own functions that ended the turn: {"id", "name", "arguments"}.
+    tool_calls: list[dict[str, str]] = field(default_factory=list)
     # Of what was reserved for it, sub-calls included: tokens and micro-dollars.
     spent: tuple[int, int] = (0, 0)
 
     def to_bytes(self) -> bytes:
         """Return the result frame's body; what of its text is no Unicode (half of a surrogate pair) is "?" in it."""
-        packed: bytes = msgpack.packb({"v": VERSION} | asdict(self), unicode_errors="replace")
+        document = {"v": VERSION} | asdict(self)
+        if not self.tool_calls:
+            del document["tool_calls"]
+        packed: bytes = msgpack.packb(document, unicode_errors="replace")
         return packed
 
     @classmethod

@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import streaming
 from benchmarks.load import Measured, wrk
 from benchmarks.running import cluster, emit, progress
 from tests.governors import changed_policies
@@ -43,17 +45,40 @@ class Sides:
             "bare": f"{running.state.http_url}/bare/v1/chat/completions",
         }
 
-    def run(self, side: str, agents: list[str], connections: int, seconds: float = 0, text: str = TEXT) -> Measured:
-        bodies, seconds = [body(a, text) for a in agents], seconds or self.seconds
+    def run(
+        self, side: str, agents: list[str], connections: int, seconds: float = 0, text: str = TEXT, *, stream: bool = False
+    ) -> Measured:
+        bodies, seconds = [body(a, text) | ({"stream": True} if stream else {}) for a in agents], seconds or self.seconds
         return wrk(self._urls[side], bodies, connections=connections, seconds=seconds, headers=self._running.headers)
 
-    def compare(self, agents: list[str], connections: int) -> dict[str, list[Measured]]:
+    def compare(self, agents: list[str], connections: int, **how: Any) -> dict[str, list[Measured]]:
         """Return each side's rounds, measured in ABBA order."""
         measured: dict[str, list[Measured]] = {"governed": [], "bare": []}
-        for r in range(self.rounds):
-            for side in ("bare", "governed") if r % 2 == 0 else ("governed", "bare"):
-                measured[side].append(self.run(side, agents, connections))
+        for side in self.turns():
+            measured[side].append(self.run(side, agents, connections, **how))
         return measured
+
+    def turns(self) -> Iterator[str]:
+        """Yield whose turn it is, in ABBA order."""
+        for r in range(self.rounds):
+            yield from ("bare", "governed") if r % 2 == 0 else ("governed", "bare")
+
+    def streams(self, agent: str) -> dict[str, float]:
+        """Return how streamed answers compare: calls a second at 1 and 64 connections, the worse of both, and the first piece."""
+        at = {c: summary(self.compare([agent], c, text=streaming.script(streaming.PIECES), stream=True)) for c in (1, 64)}
+        first: dict[str, list[float]] = {"governed": [], "bare": []}
+        headers = self._running.headers
+        for side in self.turns():
+            first[side].append(streaming.first_chunk_ms(self._urls[side], headers, agent, self.seconds))
+        ratios = [g / b for g, b in zip(first["governed"], first["bare"], strict=True)]
+        pieces = [streaming.chunks_per_s(self._urls["governed"], headers, agent) for _ in range(self.rounds)]
+        return {
+            "first_chunk_ratio": round(statistics.median(ratios), 3),
+            "calls_ratio": min(summed["ratio"] for summed in at.values()),
+            "chunks_per_s": round(statistics.median(pieces), 1),
+            "first_chunk_ms": round(statistics.median(first["governed"]), 2),
+            **{f"c{c}_{name}": summed[name] for c, summed in at.items() for name in ("bare_rps", "governed_rps")},
+        }
 
 
 def summary(measured: dict[str, list[Measured]]) -> dict[str, float]:
@@ -171,6 +196,8 @@ def main() -> None:
         result["of_agent_only"] = round(statistics.median(m.rps for m in at_64) / statistics.median(alone), 3)
         progress(f"64 connections over {SPREAD} agents")
         result["spread"] = summary(sides.compare(agents, 64))
+        progress("streamed answers")
+        result["stream"] = sides.streams(agents[0])
         progress("a tenth of the calls take a second")
         result["slow_mix"] = {"p50_ratio": slow_mix(sides, agents[0])}
     emit(result)

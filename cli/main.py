@@ -21,6 +21,7 @@ from cli import (
     status,
     tenants,
     up,
+    upgrade,
     usage,
     verify,
     version,
@@ -54,6 +55,7 @@ app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
 app.command()(limits.limits)
 app.command()(audit.audit)
+app.command()(upgrade.upgrade)
 app.command()(verify.verify)
 app.command()(logs.logs)
 app.command()(version.version)

@@ -64,7 +64,25 @@ class Settings(BaseSettings):
         900.0, gt=0, description="An agent that had no call for so long gives its process back; its next call wakes it."
     )
     wakes_at_once: int = Field(4, ge=1, description="Agents that start at the same time on this cluster; others wait their turn.")
-    queue_limit: int = Field(512, ge=1, description="Calls that one gateway replica holds at once; one more is answered 429.")
+    queue_limit: int = Field(
+        512, ge=1, description="Calls that one gateway replica holds at once, under way or waiting; one more is answered 429."
+    )
+    gateway_places: int = Field(
+        256, ge=1, description="Calls that one gateway replica has under way at once; others wait, each tenant for its turn."
+    )
+    runs_at_once: int = Field(
+        64, ge=1, description="Runs that one gateway carries at once; others wait. A run is a call that outlives its connection."
+    )
+    runs_waiting: int = Field(1000, ge=1, description="Runs of one tenant that have not ended; one more is answered 429.")
+    runs_kept: int = Field(10_000, ge=1, description="Runs of one tenant that have ended and are kept; the oldest go.")
+    runs_keep_s: int = Field(7 * 86400, ge=60, description="How long a run that has ended is kept.")
+    webhook_origins: str = Field(
+        "",
+        description="Origins such as `http://10.0.0.5:8080`, separated by commas, that webhooks may go to beside public HTTPS hosts.",
+    )
+    idempotency_keep_s: int = Field(
+        86400, ge=600, description="How long an answer is kept for calls that are sent again with the same Idempotency-Key."
+    )
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call that names none.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest HTTP body accepted.")
     public_url: str = Field(
@@ -202,6 +220,16 @@ class Settings(BaseSettings):
         return max(self.gateway_max_replicas or (os.cpu_count() or 1) // 2, self.gateway_min_replicas, 1)
 
     @property
+    def webhook_origin_list(self) -> tuple[str, ...]:
+        """The origins that webhooks may go to though they are private, or not HTTPS."""
+        return tuple(origin for origin in self.webhook_origins.replace(" ", "").split(",") if origin)
+
+    @property
+    def places(self) -> int:
+        """The calls that one gateway may have under way at once: no more than half of what it holds, where that is little."""
+        return min(self.gateway_places, (self.queue_limit + 1) // 2)
+
+    @property
     def run_dir(self) -> Path:
         """The short folder (0700) of this node's sockets; a Unix socket path has 107 bytes in all."""
         digest = hashlib.sha256(os.fsencode(self.node_dir)).hexdigest()[:8]
@@ -241,6 +269,16 @@ class Settings(BaseSettings):
     def coordination_path(self) -> Path:
         """The SQLite file behind the embedded coordination port."""
         return self.home / "coordination.sqlite"
+
+    @property
+    def runs_path(self) -> Path:
+        """The SQLite file of the runs, which all gateways share."""
+        return self.home / "runs.sqlite"
+
+    @property
+    def answers_path(self) -> Path:
+        """The SQLite file of answers that are kept by Idempotency-Key, which all gateways share."""
+        return self.home / "answers.sqlite"
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from cluster.identity.key_set import KeySet, TrustedIssuer
     from cluster.identity.token_verifier import TokenVerifier
     from cluster.lake.ship import Shipper
+    from cluster.runs.answers import AnswerStore
+    from cluster.runs.run_store import RunStore
     from cluster.storage.object_store import ObjectStore
 
 # The last fact of a call has some 1,000 bytes, with what its model's provider said beside the counts.
@@ -79,6 +81,22 @@ def open_coordination(settings: Settings) -> Coordination:
     from cluster.coordination.sqlite_coordination import SqliteCoordination
 
     return SqliteCoordination(settings.coordination_path)
+
+
+def open_run_store(settings: Settings) -> RunStore:
+    """Return the runs of this cluster; raises UnavailableError when they can't be opened."""
+    from cluster.runs.run_store import Bounds
+    from cluster.runs.sqlite_run_store import SqliteRunStore
+
+    bounds = Bounds(unfinished=settings.runs_waiting, ended=settings.runs_kept, keep_us=settings.runs_keep_s * 1_000_000)
+    return SqliteRunStore(settings.runs_path, bounds)
+
+
+def open_answers(settings: Settings) -> AnswerStore:
+    """Return the answers that are kept by Idempotency-Key; raises UnavailableError when they can't be opened."""
+    from cluster.runs.sqlite_answers import AnswerBounds, SqliteAnswers
+
+    return SqliteAnswers(settings.answers_path, AnswerBounds(keep_us=settings.idempotency_keep_s * 1_000_000))
 
 
 def build_brain(
@@ -194,9 +212,11 @@ def build_authorization_server(settings: Settings, record: Record) -> Authorizat
     from cluster.identity.token_issuer import TokenIssuer
 
     coordination, clock, keys, ours = open_coordination(settings), SystemClock(), signing_keys(settings), _ours(settings)
+    api_keys = ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock)
     return AuthorizationServer(
         ours,
-        api_keys=ActiveTenants(ApiKeyAuthenticator(coordination, clock), coordination, clock),
+        api_keys=api_keys,
+        require_active=api_keys.require,
         keys=keys,
         tokens=TokenIssuer(keys, ours, clock, life_s=settings.token_life_s),
         verifier=_token_verifier(settings, keys),

@@ -47,8 +47,11 @@ following_tools contains tool if {
 	some tool in catalog.capabilities[capability].tools
 }
 
-# Null asks for every tool that follows; a list, also an empty one, asks for exactly its tools.
-wanted_tools := following_tools if agent.allowed_tools == null
+# Null asks for every tool that follows, of capabilities that are listed; a list, also an empty one, asks for exactly its tools.
+wanted_tools := following_tools if {
+	agent.allowed_tools == null
+	is_array(agent.capabilities)
+}
 
 wanted_tools := {tool | some tool in agent.allowed_tools} if is_array(agent.allowed_tools)
 

@@ -24,8 +24,14 @@ from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
 from serve_apps.openapi import complete, operation, summary_of
+from serve_apps.responses import ResponseRequest
+from serve_apps.responses_routes import ResponsesRoutes
+from serve_apps.run_requests import RunBody
+from serve_apps.run_routes import RunRoutes
 from serve_apps.tenancy_routes import TenancyRoutes
 
+# Calls that are done once for each Idempotency-Key. Registrations heed it by themselves.
+IDEMPOTENT = {"/v1/chat/completions", "/v1/responses", "/api/v1/agents/{agent_id}/runs"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -64,12 +70,19 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         redirect_slashes=False,
     )
     native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
+    responses, response = ResponsesRoutes(edge), "/v1/responses/{response_id}"
+    runs, run = RunRoutes(edge), "/api/v1/runs/{run_id}"
     agent, gang = "/api/v1/agents/{agent_id}", "/api/v1/gangs/{gang_id}"
     tenants, tenant = "/api/v1/tenants", "/api/v1/tenants/{tenant_id}"
     keys, key = "/api/v1/keys", "/api/v1/keys/{key_id}"
     table: list[tuple[str, str, Handler, type[BaseModel] | None, tuple[int, ...]]] = [
         ("POST", "/v1/chat/completions", openai.chat_completions, ChatRequest, (200,)),
         ("GET", "/v1/models", openai.models, None, (200,)),
+        ("GET", "/v1/models/{model}", openai.model, None, (200,)),
+        ("POST", "/v1/responses", responses.create_response, ResponseRequest, (200,)),
+        ("GET", response, responses.show_response, None, (200,)),
+        ("DELETE", response, responses.delete_response, None, (200,)),
+        ("POST", f"{response}/cancel", responses.cancel_response, None, (200,)),
         ("POST", "/api/v1/agents", native.register, RegistrationRequest, (201, 200)),
         ("GET", "/api/v1/agents", native.list, None, (200,)),
         ("GET", agent, native.show, None, (200,)),
@@ -89,6 +102,13 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),
         ("GET", gang, gangs.show_gang, None, (200,)),
         ("DELETE", gang, gangs.remove_gang, None, (200,)),
+        ("POST", f"{agent}/runs", runs.start_run, RunBody, (202, 200)),
+        ("GET", "/api/v1/runs", runs.list_runs, None, (200,)),
+        ("GET", run, runs.show_run, None, (200,)),
+        ("GET", f"{run}/events", runs.follow_run, None, (200,)),
+        ("POST", f"{run}/cancel", runs.cancel_run, None, (200,)),
+        ("DELETE", run, runs.delete_run, None, (200,)),
+        ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/api/v1/limits", native.limits, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
@@ -96,8 +116,14 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
     ]
     calls: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler, body, statuses in table:
-        endpoint = edge.route(handler, f"{method} {path}", openai=path.startswith("/v1/"), takes_body=body is not None)
-        if handler == openai.chat_completions:
+        endpoint = edge.route(
+            handler,
+            f"{method} {path}",
+            openai=path.startswith("/v1/"),
+            takes_body=body is not None,
+            idempotent=method == "POST" and path in IDEMPOTENT,
+        )
+        if handler in (openai.chat_completions, responses.create_response):
             calls[method, path] = endpoint
         app.add_api_route(
             path,

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from actors.governance import start_governance
 from actors.limiter import start_limiter
 from actors.local_model import start_local_model
-from actors.nodes import living_ids, nodes_of_ray
+from actors.nodes import living_starts, nodes_of_ray
 from actors.ray_actors import GOVERNANCE, find, names
 from actors.ray_environment import NAMESPACE, Ports
 from actors.shipper import PREFIX as SHIPPERS
@@ -70,10 +70,10 @@ def stop() -> None:
         ray.get([find(name).stop.remote() for name in names(SHIPPERS)], timeout=8)
 
 
-def join(settings: Settings, ports: Ports) -> None:
-    """Wait for this node, and have governance give it a shipper and agents."""
+def join(settings: Settings, ports: Ports, start: str) -> None:
+    """Wait for this start of this node, and have governance give it a shipper and agents."""
     governance = find(GOVERNANCE)
-    _wait_for_node(settings.node)
+    _wait_for_node(settings.node, start)
     of_cluster = Settings.of_this_node(_answer(governance.cluster_settings.remote()))
     # Raises where the cluster's tools are confined and this node can't confine them.
     wiring.open_sandbox(of_cluster.sandbox)
@@ -81,19 +81,19 @@ def join(settings: Settings, ports: Ports) -> None:
     _answer(governance.admit_node.remote(settings.node, ports.node_metrics))
 
 
-def leave(settings: Settings) -> None:
+def leave(settings: Settings, start: str) -> None:
     """End the node's agents, which wake elsewhere when they are called, and ship what is left."""
-    node = _wait_for_node(settings.node)
+    node = _wait_for_node(settings.node, start)
     _answer(find(GOVERNANCE).drain_node.remote(settings.node, "leave"))
     with contextlib.suppress(RayError, ValueError):
         ray.get(find(shipper_name(node.ray_id)).stop.remote(), timeout=8)
 
 
-def _wait_for_node(name: str) -> Node:
+def _wait_for_node(name: str, start: str) -> Node:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
-        # An earlier life of the node may not have been given up yet, and its id must not be taken for this one's.
-        if len(living_ids(name)) == 1:
+        # Ray may not have given an earlier one up yet, and what is started there would never be.
+        if living_starts(name) == [start]:
             return next(node for node in nodes_of_ray() if node.name == name)
         time.sleep(0.1)
     raise UnavailableError(f"Ray does not know node {name}, or knows it twice, after {READY_TIMEOUT_S:.0f} s.")
@@ -110,12 +110,12 @@ def _start_gateway(settings: Settings, ports: Ports) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from serve_apps.gateway import deployment
+    from serve_apps.gateway import deploy
 
     http = HTTPOptions(host=settings.host, port=ports.http, request_timeout_s=settings.call_timeout_s + 30)
     serve.start(proxy_location=ProxyLocation.EveryNode, http_options=http)
     named = settings.model_copy(update={"public_url": settings.public_url or f"http://{settings.host}:{ports.http}"})
-    serve.run(deployment(named), name="sovereign", route_prefix="/")
+    deploy(named)
 
 
 def _wait_until_ready(url: str) -> None:
@@ -144,9 +144,9 @@ def main() -> int:
     if verb == "start":
         start(settings, ports)
     elif verb == "join":
-        join(settings, ports)
+        join(settings, ports, request["start"])
     elif verb == "leave":
-        leave(settings)
+        leave(settings, request["start"])
     else:
         stop()
     return 0

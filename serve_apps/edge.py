@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from actors.directory import Governance
 from actors.invoker import Invocation, InvocationStream, Invoker
+from actors.leases import Leases
 from actors.wire import CallAnswer
 from cluster.clock import Clock
 from cluster.errors import AdmissionDeniedError, CancelledCallError, InternalError, SovereignError, StorageError
@@ -32,7 +33,9 @@ from cluster.telemetry.metrics import Metrics, Stage
 from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
+from serve_apps.idempotency import Idempotency
 from serve_apps.problems import problem_response
+from serve_apps.runs import Runs
 
 log = logging.getLogger(__name__)
 
@@ -51,26 +54,39 @@ class Edge:
         authenticator: Authenticator,
         governance: Governance,
         invoker: Invoker,
+        leases: Leases | None = None,
         journal: JournalWriter,
         gate: JournalGate,
         metrics: Metrics,
         clock: Clock,
+        runs: Runs | None = None,
+        idempotency: Idempotency | None = None,
     ) -> None:
         self.settings = settings
         self.governance = governance
         self.invoker = invoker
+        self.leases = leases
         self.gate = gate
         self.metrics = metrics
         self.clock = clock
         self._authenticator = authenticator
         self._journal = journal
+        self._runs = runs
+        self.idempotency = idempotency
+
+    @property
+    def runs(self) -> Runs:
+        """Calls that outlive their connection; raises InternalError where there are none."""
+        if self._runs is None:
+            raise InternalError("This gateway keeps no runs.")
+        return self._runs
 
     def route(
-        self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False
+        self, handler: Handler, name: str, *, openai: bool = False, takes_body: bool = False, idempotent: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
         """Return an endpoint that runs `handler` and turns every error into a response and a refusal on record.
 
-        `name` is the route's method and path, which its spans have.
+        `name` is the route's method and path, which its spans have. With `idempotent` an Idempotency-Key is heeded.
         """
         method, _, path = name.partition(" ")
         attributes = {"http.request.method": method, "http.route": path}
@@ -84,7 +100,8 @@ class Edge:
             with ExitStack() as traced:
                 span = traced.enter_context(tracing.span(name, kind="server", parent=exchange.traceparent, attributes=attributes))
                 exchange.trace_id = exchange.trace_id or span.trace_id
-                response = await answer(request, exchange)
+                kept = idempotent and exchange.idempotency_key is not None
+                response = await answer(request, exchange, once if kept else handler)
                 span.set({"http.response.status_code": response.status_code})
                 if response.status_code >= 500:
                     span.failed(str(response.status_code))
@@ -92,7 +109,13 @@ class Edge:
                     response.keep(traced.pop_all())
                 return response
 
-        async def answer(request: Request, exchange: Exchange) -> Response:
+        async def once(request: Request, exchange: Exchange) -> Response:
+            if self.idempotency is None:
+                raise InternalError("This gateway keeps no answers.")
+            principal, body = self.authenticate(exchange, Scope.AGENTS_INVOKE), await self.body(request)
+            return await self.idempotency.answer(request, exchange, principal, body, lambda r: answer(r, exchange, handler))
+
+        async def answer(request: Request, exchange: Exchange, handler: Handler) -> Response:
             try:
                 if not takes_body:
                     refuse_body(request)
@@ -118,9 +141,8 @@ class Edge:
         return endpoint
 
     def _say_rate(self, response: Response, exchange: Exchange) -> None:
-        leases, who = self.invoker.leases, exchange.principal
-        if leases is not None and who is not None:
-            response.headers.update(leases.headers(str(who.tenant)))
+        if self.leases is not None and exchange.principal is not None:
+            response.headers.update(self.leases.headers(str(exchange.principal.tenant)))
 
     async def body(self, request: Request, *, limit: int = 0, kind: str = JSON) -> bytes:
         """Return the request's bytes, within the bounds of the settings or `limit`; raises what `read_body` raises."""
@@ -150,6 +172,7 @@ class Edge:
         Returns the error to answer with: `error`, or the one that kept it from being recorded.
         """
         self.metrics.refused(error.code)
+        exchange.failed = error
         if error.status >= 500:
             return error
         who = exchange.principal
@@ -181,7 +204,7 @@ class Edge:
 
     async def run(self, request: Request, exchange: Exchange, invocation: Invocation) -> CallAnswer:
         """Return the agent's whole answer; raises as Invoker.run, and CancelledCallError when the client goes away."""
-        answer: CallAnswer = await _until_gone(request, asyncio.ensure_future(self.invoker.run(invocation)))
+        answer: CallAnswer = await until_gone(request, asyncio.ensure_future(self.invoker.run(invocation)))
         self.metrics.stage(Stage.CHANNEL, exchange.lap_us())
         return answer
 
@@ -189,7 +212,7 @@ class Edge:
         """Return the agent's answer as a stream that has begun; raises as `run`. Whoever takes it closes it."""
         opening = asyncio.ensure_future(self.invoker.open(invocation))
         try:
-            stream: InvocationStream = await _until_gone(request, opening)
+            stream: InvocationStream = await until_gone(request, opening)
         except CancelledCallError:
             # It may have opened in the very moment in which the client left.
             if opening.done() and not opening.cancelled() and opening.exception() is None:
@@ -214,7 +237,7 @@ def _why(error: SovereignError) -> dict[str, str]:
     return {"why": error.__cause__.why} if isinstance(error.__cause__, TokenRefusedError) else {}
 
 
-async def _until_gone(request: Request, task: asyncio.Future[Any]) -> Any:
+async def until_gone(request: Request, task: asyncio.Future[Any]) -> Any:
     """Return what `task` comes to, or end it and raise CancelledCallError when the client goes away."""
     gone = asyncio.ensure_future(_disconnected(request))
     try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from typing import Any, cast
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
@@ -16,21 +17,49 @@ log = logging.getLogger(__name__)
 GRACE_S = 2.0
 
 
-class EventStream(StreamingResponse):
+class Last(bytes):
+    """The last events of a stream, which are sent as its end."""
+
+
+OnTape = Callable[[bytes | None], Awaitable[None]]
+
+
+async def _taped(events: AsyncGenerator[bytes], on_tape: OnTape, most: int) -> AsyncGenerator[bytes]:
+    tape = bytearray()
+    whole = False
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if len(tape) <= most:
+                    tape += event
+                yield event
+        whole = True
+    finally:
+        await on_tape(bytes(tape) if whole else None)
+
+
+class EventStream(Response):
     """Server-sent events that are sent until a call's deadline and GRACE_S after it, and never longer.
 
     A client that does not read holds the sending back, not the events, so it is the sending that is bounded. What it got
-    then is cut off within the answer, which HTTP tells from an end.
+    then is cut off within the answer, which HTTP tells from an end. One that leaves ends it at once.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], *, deadline_at: float, on_end: Callable[[], Awaitable[None]]) -> None:
         """Take the events, the deadline by the loop's clock, and what is awaited once at the end, however it comes."""
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self.status_code, self.media_type, self.background = 200, "text/event-stream", None
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._events = events
         self._ends_at = deadline_at + GRACE_S
         self._on_end = on_end
         self._kept = ExitStack()
+
+    def tape(self, on_tape: OnTape, *, most: int) -> None:
+        """Call `on_tape` with all bytes of the events, up to about `most`, when they have ended, before the client hears of it.
+
+        It is called with None when they were cut off.
+        """
+        self._events = _taped(self._events, on_tape, most)
 
     def keep(self, kept: ExitStack) -> None:
         """Close `kept` when the stream has ended."""
@@ -40,8 +69,15 @@ class EventStream(StreamingResponse):
         """Send the events, as ASGI has it."""
         bound = asyncio.timeout_at(self._ends_at)
         try:
-            async with bound:
-                await super().__call__(scope, receive, send)
+            async with bound, _until_gone(receive):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                last = b""
+                async for events in self._events:
+                    if isinstance(events, Last):
+                        last = events
+                    else:
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send({"type": "http.response.body", "body": last, "more_body": False})
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -51,3 +87,32 @@ class EventStream(StreamingResponse):
             with self._kept:
                 await self._events.aclose()
                 await self._on_end()
+
+
+@asynccontextmanager
+async def _until_gone(receive: Receive) -> AsyncIterator[None]:
+    """Leave what is done within when the client goes away. One task beside it: a task group costs a stream twice as much."""
+    task, gone = cast("asyncio.Task[Any]", asyncio.current_task()), asyncio.ensure_future(_disconnected(receive))
+    cancelled_before, within, left = task.cancelling(), True, False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        nonlocal left
+        if within:
+            left = True
+            task.cancel()
+
+    gone.add_done_callback(leave)
+    try:
+        yield
+    except asyncio.CancelledError:
+        # Somebody else's cancelling goes on; that of a client that left ends here.
+        if not left or task.uncancel() > cancelled_before:
+            raise
+    finally:
+        within = False
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from actors.haproxy_launcher import REQUEST_ID
 from actors.invoker import Invocation
-from cluster.errors import FieldError, InvalidRequestError
+from cluster.errors import FieldError, InvalidRequestError, SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 
@@ -33,6 +33,11 @@ class Exchange:
     traceparent: str = ""
     # What X-Deadline-S said, as text.
     asked_deadline: str = ""
+    # What the client gave as its Idempotency-Key, and the id that the call has then; both are empty without.
+    idempotency_key: str | None = None
+    invocation_id: str = ""
+    # What ended a streamed answer after it had begun.
+    failed: SovereignError | None = None
     # From the monotonic clock, in nanoseconds: durations only.
     began_ns: int = field(default_factory=time.monotonic_ns)
     # When the stage before this one ended; 0 before the first.
@@ -57,6 +62,7 @@ class Exchange:
             traceparent=trace.group(0) if trace else "",
             authorization=headers.get(b"authorization", b"").decode("latin-1"),
             asked_deadline=headers.get(b"x-deadline-s", b"").decode("latin-1"),
+            idempotency_key=key.decode("latin-1") if (key := headers.get(b"idempotency-key")) is not None else None,
         )
 
     @property
@@ -80,8 +86,9 @@ class Exchange:
         conversation_id: str | None = None,
         max_output_tokens: int | None = None,
         temperature: float | None = None,
+        **asked: Any,
     ) -> Invocation:
-        """Return what is asked of an agent; raises as `deadline_s`."""
+        """Return what is asked of an agent, with more of an Invocation's fields as `asked`; raises as `deadline_s`."""
         return Invocation(
             principal,
             agent_id,
@@ -92,7 +99,9 @@ class Exchange:
             temperature=temperature,
             request_id=self.request_id,
             trace_id=self.trace_id,
+            invocation_id=self.invocation_id or uuid7(),
             came_ns=self.began_ns,
+            **asked,
         )
 
     def deadline_s(self, longest_s: float) -> float:

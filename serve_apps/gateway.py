@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray import serve
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from actors.directory import Directory, Governance
 from actors.heap import settle
@@ -21,36 +21,16 @@ from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import configure_tracing
 from serve_apps import autoscaling
 from serve_apps.autoscaling import CALLS, WAIT_P95, LoopWait
+from serve_apps.idempotency import build_idempotency
+from serve_apps.runs import build_runs
+from serve_apps.switch import Switch
 
 NAME = "gateway"
-
-
-class _Switch:
-    """Serve builds the ASGI application before the replica has its settings; ours is put in its place afterwards."""
-
-    def __init__(self) -> None:
-        self.app: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        elif self.app is not None:
-            await self.app(scope, receive, send)
-
-
-_SWITCH = _Switch()
+_SWITCH = Switch()
 
 
 def _application() -> ASGIApp:
     return _SWITCH
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": message["type"] + ".complete"})
-        if message["type"] == "lifespan.shutdown":
-            return
 
 
 class Gateway:
@@ -68,15 +48,29 @@ class Gateway:
         configure_tracing("gateway", settings, metrics.spans_dropped)
         gate = wiring.journal_gate(settings)
         directory = Directory(governance, metrics)
+        leases = Leases(settings)
+        invoker = Invoker(
+            directory,
+            places=settings.places,
+            waiting=settings.queue_limit - settings.places,
+            gate=gate,
+            leases=leases,
+            metrics=metrics,
+        )
+        journal = wiring.open_journal(settings, wiring.process_writer_id("gateway"))
+        _SWITCH.runs = build_runs(settings, invoker, journal)
         self._edge = Edge(
             settings,
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
-            invoker=Invoker(directory, most=settings.queue_limit, gate=gate, leases=Leases(settings), metrics=metrics),
-            journal=wiring.open_journal(settings, wiring.process_writer_id("gateway")),
+            invoker=invoker,
+            leases=leases,
+            journal=journal,
             gate=gate,
             metrics=metrics,
             clock=SystemClock(),
+            runs=_SWITCH.runs,
+            idempotency=build_idempotency(settings, journal),
         )
         self._wait = LoopWait()
         _SWITCH.app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))
@@ -84,7 +78,7 @@ class Gateway:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what autoscaling goes by, for Serve; always numbers, or Serve never asks this replica again."""
-        return {CALLS: float(self._edge.invoker.calls), WAIT_P95: self._wait.p95_s()}
+        return {CALLS: float(self._edge.invoker.load), WAIT_P95: self._wait.p95_s()}
 
     def __del__(self) -> None:
         edge = getattr(self, "_edge", None)
@@ -92,8 +86,12 @@ class Gateway:
             edge.close()
 
 
-def deployment(settings: Settings) -> Any:
-    """Return the application that `serve.run` deploys."""
+def deploy(settings: Settings) -> None:
+    """Let Serve run the gateways, and return when it does; those that run already are replaced, each by one that is there."""
+    serve.run(_deployment(settings), name="sovereign", route_prefix="/")
+
+
+def _deployment(settings: Settings) -> Any:
     scaling = autoscaling.config(settings)
     # Decorated here and not above: a decorated class travels by value, and its copy of the switch would not be ours.
     deployed = serve.deployment(
@@ -103,6 +101,8 @@ def deployment(settings: Settings) -> Any:
         max_ongoing_requests=settings.queue_limit * 2 + 64,
         # One that is taken away ends the calls that it holds first.
         graceful_shutdown_timeout_s=settings.call_timeout_s + 5,
+        # Where one is replaced, the new one comes first.
+        max_surge_percent=100,
         health_check_period_s=5,
         # With the way in, which is on the head: a replica elsewhere would only add a hop, and its ports are that node's.
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: 0.001}},

@@ -15,9 +15,12 @@ from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
 from serve_apps.native_routes import IF_MATCH_PATTERN
+from serve_apps.responses import ResponseRequest
+from serve_apps.run_requests import RunBody
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
+    ResponseRequest,
     RegistrationRequest,
     GangRequest,
     TenantRequest,
@@ -25,6 +28,7 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     ProjectRequest,
     KeyRequest,
     KeyRotation,
+    RunBody,
 )
 _REF: Final = "#/components/schemas/{model}"
 _TEXT: Final = {"type": "string"}
@@ -51,11 +55,26 @@ _TENANT: Final[dict[str, Any]] = {
     "source": {"enum": ["policy", "administrator"]},
 }
 
+_RUN: Final[dict[str, Any]] = {
+    **dict.fromkeys(("run_id", "agent_id", "created_at", "updated_at"), _TEXT),
+    **dict.fromkeys(("thread_id", "answer", "finish_reason"), _OR_NULL),
+    "status": {"enum": ["pending", "running", "success", "error", "cancelled"]},
+    "usage": {"type": ["object", "null"]},
+    "error": {"type": ["object", "null"]},
+    "metadata": {"type": "object"},
+}
+
 _SCHEMAS: Final[dict[str, Any]] = {
     "Registered": {
         "type": "object",
         "required": ["status", "agent_id", "security_clearance"],
         "properties": {"status": {"const": "registered"}, "agent_id": _TEXT, "security_clearance": {"const": "validated"}},
+    },
+    "Run": {"type": "object", "required": [*_RUN], "properties": _RUN},
+    "Runs": {
+        "type": "object",
+        "required": ["runs", "next"],
+        "properties": {"runs": {"type": "array", "items": {"$ref": _REF.format(model="Run")}}, "next": _TEXT},
     },
     "Key": {"type": "object", "required": [*_KEY], "properties": _KEY},
     "NewKey": {
@@ -120,11 +139,25 @@ _ANSWERS: Final = {
     "register": "Registered",
     "list_tenants": "Tenants",
     **dict.fromkeys(("make_tenant", "show_tenant", "change_tenant"), "Tenant"),
+    **dict.fromkeys(("start_run", "show_run", "cancel_run"), "Run"),
+    "list_runs": "Runs",
     "list_projects": "Projects",
     "make_project": "Project",
     "list_keys": "Keys",
     **dict.fromkeys(("make_key", "rotate_key"), "NewKey"),
     **dict.fromkeys(("show_key", "revoke_key"), "Key"),
+}
+_DEADLINE: Final = {
+    "name": "X-Deadline-S",
+    "in": "header",
+    "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
+    "description": "Stop the work after so many seconds, such as 2.5.",
+}
+_ONCE: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "maxLength": 255, "pattern": "^[ -~]+$"},
+    "description": "The same key with the same body is answered as the first time, and nothing is done twice.",
 }
 _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
     "register": [
@@ -135,12 +168,19 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = {
             "description": "The same key with the same body is answered as the first time.",
         }
     ],
-    "chat_completions": [
+    **{name: [_DEADLINE, _ONCE] for name in ("chat_completions", "create_response", "start_run")},
+    "list_runs": [
+        {"name": "thread_id", "in": "query", "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"}},
+        {"name": "status", "in": "query", "schema": _RUN["status"]},
+        _AFTER | {"description": "Begin after this run, which is newer."},
+        _LIMIT,
+    ],
+    "follow_run": [
         {
-            "name": "X-Deadline-S",
+            "name": "Last-Event-ID",
             "in": "header",
-            "schema": {"type": "string", "pattern": r"^(?!0+(\.0+)?$)[0-9]{1,6}(\.[0-9]{1,3})?$"},
-            "description": "Stop the work after so many seconds, such as 2.5.",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,9}$"},
+            "description": "Begin after this event.",
         }
     ],
     "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
@@ -187,10 +227,12 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         "application/json" if openai else "application/problem+json": {"schema": _ref("OpenAIError" if openai else "Problem")}
     }
     done: dict[str, Any] = {"application/json": {"schema": _ref(_ANSWERS[name]) if name in _ANSWERS else {"type": "object"}}}
-    if body is ChatRequest:
+    if body in (ChatRequest, ResponseRequest):
         done["text/event-stream"] = {
-            "schema": {"type": "string", "description": "With `stream`: one chunk an event, then [DONE]."}
+            "schema": {"type": "string", "description": "With `stream`: the answer as it is made, in OpenAI's events."}
         }
+    if name == "follow_run":
+        done = {"text/event-stream": {"schema": {"type": "string", "description": "`text` events, then one `end`."}}}
     extra: dict[str, Any] = {
         "responses": {str(s): {"description": "Done", "content": done} for s in statuses}
         | {"4XX": {"description": "Refused", "content": problem}, "5XX": {"description": "Failed", "content": problem}},
@@ -200,7 +242,10 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
-    path_schemas = {"agent_id": _NAME, "gang_id": _NAME, "tenant_id": _NAME, "key_id": _TEXT}
+    path_schemas = {
+        **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "model"), _NAME),
+        **dict.fromkeys(("key_id", "response_id", "run_id"), _TEXT),
+    }
     parameters += [
         {"name": name, "in": "path", "required": True, "schema": schema}
         for name, schema in path_schemas.items()

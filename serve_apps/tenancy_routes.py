@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.roles import Scope
 from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
+from serve_apps.queries import read_query
 
-MAX_PAGE: Final = 1000
 _PAGE: Final = frozenset({"after", "limit"})
-_MAX_VALUE: Final = 64
 
 
 class TenancyRoutes:
@@ -81,28 +79,9 @@ class TenancyRoutes:
         edge = self._edge
         scope = Scope.KEYS_MANAGE if operation.startswith("keys.") else Scope.TENANTS_MANAGE
         principal = edge.authenticate(exchange, scope)
-        named = _query(request, query) | {name: str(value) for name, value in request.path_params.items()}
+        named = read_query(request, query) | {name: str(value) for name, value in request.path_params.items()}
         content = await edge.body(request) if body else b""
         answer = await edge.governance.call("administer", principal.to_json(), operation, named, content, exchange.request_id)
         # An answer may hold a key's secret: nothing on the way may keep it.
         headers = {"cache-control": "no-store"}
         return Response(orjson.dumps(answer), status_code=status, media_type="application/json", headers=headers)
-
-
-def _query(request: Request, known: frozenset[str]) -> dict[str, str]:
-    """Return the query's values; raises InvalidRequestError that names each that is unknown, said twice or not valid."""
-    wrong: list[FieldError] = []
-    found: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            wrong.append(FieldError(name[:64], "is unknown"))
-        elif name in found:
-            wrong.append(FieldError(name, "is said twice"))
-        elif len(value) > _MAX_VALUE or not value.isascii() or not value.isprintable():
-            wrong.append(FieldError(name, f"must be at most {_MAX_VALUE} printable ASCII characters"))
-        elif name == "limit" and not (value.isdigit() and len(value) <= 4 and 1 <= int(value) <= MAX_PAGE):
-            wrong.append(FieldError(name, f"must be a number from 1 to {MAX_PAGE}"))
-        found[name] = value
-    if wrong:
-        raise InvalidRequestError("The query can't be taken.", errors=wrong)
-    return found

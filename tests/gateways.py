@@ -25,6 +25,8 @@ from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
 from serve_apps.app import create_app
 from serve_apps.edge import Edge
+from serve_apps.idempotency import build_idempotency
+from serve_apps.runs import build_runs
 from tests.gates import open_gate
 
 
@@ -68,19 +70,26 @@ async def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     actor, metrics = GovernanceActor(settings.to_json()), Metrics(settings.metrics_dir, "gateway")
     gate = open_gate(settings.journal_dir)
     local = cast("Any", InProcess(actor))
+    invoker = Invoker(Directory(local, metrics), places=settings.queue_limit, gate=gate, metrics=metrics)
+    journal = wiring.open_journal(settings, "gateway.test")
+    runs, idempotency = build_runs(settings, invoker, journal), build_idempotency(settings, journal)
     edge = Edge(
         settings,
         authenticator=wiring.build_authenticator(settings),
         governance=local,
-        invoker=Invoker(Directory(local, metrics), most=settings.queue_limit, gate=gate, metrics=metrics),
-        journal=wiring.open_journal(settings, "gateway.test"),
+        invoker=invoker,
+        journal=journal,
         gate=gate,
         metrics=metrics,
         clock=SystemClock(),
+        runs=runs,
+        idempotency=idempotency,
     )
     try:
         yield create_app(edge)
     finally:
+        await runs.aclose()
+        await idempotency.aclose()
         edge.close()
         await actor.drain_all()
         actor._threads.shutdown()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 from joserfc import jws
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
+from cluster.admission.active_tenants import TenantSuspendedError
 from cluster.clock import FakeClock
 from cluster.coordination.sqlite_coordination import SqliteCoordination
+from cluster.identity.api_key import fingerprint_of
 from cluster.identity.api_keys import ApiKey, ApiKeyAuthenticator, create_key
 from cluster.identity.authorization_server import AuthorizationServer
 from cluster.identity.embedded_key_set import EmbeddedKeySet
@@ -21,7 +24,7 @@ from cluster.identity.remote_key_set import RemoteKeySet
 from cluster.identity.revocations import Revocations
 from cluster.identity.roles import Scope
 from cluster.identity.token_authentication import TokenAuthenticator
-from cluster.identity.token_issuer import TokenIssuer
+from cluster.identity.token_issuer import IssuedToken, TokenIssuer
 from cluster.identity.token_verifier import TokenVerifier
 from cluster.journal.audit_event import AuditEvent
 
@@ -89,9 +92,11 @@ class Identity:
         self.authenticator = TokenAuthenticator(self.api_keys, self.verifier, self.revocations, clock)
         self.issuer = TokenIssuer(self.keys, OURS, clock, life_s=900)
         self.facts: list[AuditEvent] = []
+        self.suspended: set[str] = set()
         self.server = AuthorizationServer(
             OURS,
             api_keys=self.api_keys,
+            require_active=self._require_active,
             keys=self.keys,
             tokens=self.issuer,
             verifier=self.verifier,
@@ -99,6 +104,10 @@ class Identity:
             clock=clock,
             record=self.facts.append,
         )
+
+    def _require_active(self, tenant: TenantId) -> None:
+        if tenant in self.suspended:
+            raise TenantSuspendedError(f"Tenant {tenant} is suspended.")
 
     def _fetch(self, url: str) -> bytes:
         self.fetched.append(url)
@@ -112,6 +121,11 @@ class Identity:
         return create_key(
             self.store, self.clock, tenant=TenantId(tenant), project=ProjectId("growth"), scopes=scopes, ttl_s=ttl_s
         )
+
+    def issue(self, key: ApiKey, *, scopes: AbstractSet[Scope] | None = None, life_s: int | None = None) -> IssuedToken:
+        """Return a token that was got with the secret of now."""
+        secret = fingerprint_of(key.digest)
+        return self.issuer.issue(key.principal, key.key_id, secret, scopes=scopes, life_s=life_s)
 
     def claims(self, **changed: Any) -> dict[str, Any]:
         """Claims of the other issuer's token, which hold; a change to None leaves the claim out."""

@@ -25,6 +25,10 @@ class Receiver(Protocol):
         """Tell the agent to stop the call."""
         ...
 
+    async def stopped(self, stream: int) -> None:
+        """Wait until the agent has."""
+        ...
+
 
 class CallStream:
     """The chunks of a streamed call, as an async iterator; `result` holds the end of the answer after the last chunk.
@@ -68,18 +72,38 @@ class CallStream:
             except asyncio.CancelledError:
                 await self.aclose()
                 raise
-        self._taken += 1
+        chunk = self._chunks.popleft()
+        self._take(1)
+        return chunk
+
+    def take_waiting(self) -> list[bytes]:
+        """Return the chunks that have come and nobody read, without waiting for any."""
+        waiting = [*self._chunks]
+        self._chunks.clear()
+        self._take(len(waiting))
+        return waiting
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was read, its result too."""
+        return self._result is not None and not self._chunks
+
+    def _take(self, count: int) -> None:
+        self._taken += count
         if self._taken * 2 >= WINDOW_CHUNKS and self._open:
             self._credit += self._taken
             self._connection.send(FrameType.CREDIT, self._id, CREDIT.pack(self._taken))
             self._taken = 0
-        return self._chunks.popleft()
 
     async def aclose(self) -> None:
         """Give the call up: the agent stops its work. Does nothing after the end."""
         if self._open:
             self._error = CancelledCallError("The stream was closed before its end.")
             self._connection.give_up(self._id)
+
+    async def stopped(self) -> None:
+        """Wait until the agent's work has ended after this end gave it up, or the agent is lost; else return at once."""
+        await self._connection.stopped(self._id)
 
     async def __aenter__(self) -> CallStream:
         return self

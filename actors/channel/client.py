@@ -108,12 +108,12 @@ class ChannelClient:
         """Calls under way, with those given up that the agent has not ended yet."""
         return len(self._connection.calls) + len(self._connection.given_up)
 
-    async def call(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> bytes:
+    async def call(self, payload: bytes, *, grant: SessionGrant, deadline_s: float, until_stopped: bool = False) -> bytes:
         """Return the agent's answer to `payload`.
 
         Raises what the agent raised; DeadlineExceededError after `deadline_s` seconds; OverloadedError when the connection
         carries as many calls as it may; PayloadTooLargeError; AgentLostError when the connection is lost, at once.
-        Cancelling the task that waits here stops the agent's work.
+        Cancelling the task that waits here stops the agent's work; with `until_stopped` it ends when that has stopped.
         """
         connection = self._connection
         if not connection.has_room:
@@ -127,6 +127,8 @@ class ChannelClient:
             return await done
         except asyncio.CancelledError:
             connection.give_up(stream)
+            if until_stopped:
+                await connection.stopped(stream)
             raise
 
     def stream(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> CallStream:
@@ -157,8 +159,8 @@ class _ClientConnection(Connection):
         super().__init__(max_frame=max_frame, ping_interval_s=ping_interval_s)
         self.loop = self._loop
         self.calls: dict[int, _Pending | CallStream] = {}
-        # Calls that this end gave up and the agent has not ended yet: they still hold a place there.
-        self.given_up: set[int] = set()
+        # Calls that this end gave up and the agent has not ended yet: they still hold a place there. Done when it has.
+        self.given_up: dict[int, asyncio.Future[None]] = {}
         self.ready: asyncio.Future[None] = self._loop.create_future()
         # Looked at even if nobody waits any more, or the loop would complain of an exception never retrieved.
         self.ready.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -205,7 +207,8 @@ class _ClientConnection(Connection):
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(why))
         calls, self.calls = self.calls, {}
-        self.given_up.clear()
+        for stream in list(self.given_up):
+            self._stopped(stream)
         for call in calls.values():
             if call.timer is not None:
                 call.timer.cancel()
@@ -254,8 +257,13 @@ class _ClientConnection(Connection):
         if (call := self.calls.pop(stream, None)) is not None:
             if call.timer is not None:
                 call.timer.cancel()
-            self.given_up.add(stream)
+            self.given_up[stream] = self.loop.create_future()
             self.send(_CANCEL, stream)
+
+    async def stopped(self, stream: int) -> None:
+        """Wait until the agent has ended a call that was given up, which it does when its last fact is written."""
+        if (gone := self.given_up.get(stream)) is not None:
+            await asyncio.shield(gone)
 
     def _check_bound(self) -> None:
         if len(self.calls) + len(self.given_up) + self._held_back >= self._max_pending:
@@ -271,7 +279,12 @@ class _ClientConnection(Connection):
         if frame.stream not in self.given_up:
             raise ProtocolViolationError(f"A frame for stream {frame.stream} came, which is not open.")
         if frame.type in (_RESULT, _ERROR):
-            self.given_up.discard(frame.stream)
+            self._stopped(frame.stream)
+
+    def _stopped(self, stream: int) -> None:
+        gone = self.given_up.pop(stream)
+        if not gone.done():
+            gone.set_result(None)
 
     def _next_id(self) -> int:
         stream = self._last_id % MAX_STREAM_ID + 1

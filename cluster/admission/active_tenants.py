@@ -41,12 +41,15 @@ class ActiveTenants:
     def authenticate(self, authorization_header: str) -> Principal:
         """Return who the header proves; raises UnauthenticatedError, TenantSuspendedError within 2 seconds of a suspension."""
         principal = self._inner.authenticate(authorization_header)
-        if not self._active(principal.tenant):
-            raise TenantSuspendedError(
-                f"Tenant {principal.tenant} is suspended: nothing of it is lost, and nothing of it runs.",
-                hint="An operator resumes it.",
-            )
+        self.require(principal.tenant)
         return principal
+
+    def require(self, tenant: TenantId) -> None:
+        """Raise TenantSuspendedError within 2 seconds of the tenant's suspension."""
+        if not self._active(tenant):
+            raise TenantSuspendedError(
+                f"Tenant {tenant} is suspended: nothing of it is lost, and nothing of it runs.", hint="An operator resumes it."
+            )
 
     def _active(self, tenant: TenantId) -> bool:
         now_us = self._clock.monotonic_us()

@@ -11,7 +11,7 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import langsmith
 from langchain.agents import create_agent
@@ -23,14 +23,24 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.errors import GraphRecursionError
 from langgraph.graph.state import CompiledStateGraph
 
+from cluster.agents.answer_schema import AnswerSchema
 from cluster.agents.call import CURRENT_CALL, CURRENT_METER, Call, CallMeter
 from cluster.agents.checkpointer import CheckpointStore
 from cluster.agents.conversation_locks import ConversationLocks
-from cluster.agents.governed_model import CURRENT_OPTIONS, CallOptions, GovernedModel
+from cluster.agents.governed_model import CURRENT_OPTIONS, INVOCATION, CallOptions, GovernedModel
 from cluster.agents.middleware import GovernanceMiddleware, OnRefusal
 from cluster.agents.model_failure import out_of_memory, redact
 from cluster.agents.turns import Turns
-from cluster.errors import AgentFailedError, ConfigurationError, IterationLimitError, SovereignError
+from cluster.errors import (
+    AgentFailedError,
+    ConfigurationError,
+    ConflictError,
+    FieldError,
+    InvalidRequestError,
+    IterationLimitError,
+    NotFoundError,
+    SovereignError,
+)
 
 T = TypeVar("T")
 Graph = CompiledStateGraph[Any, Any, Any, Any]
@@ -64,7 +74,7 @@ class Brain:
         self._threaded: Graph | None = None
         self._threaded_lock = asyncio.Lock()
         self._turns = Turns(locks=locks)
-        fields = type(model).model_fields
+        self._model_fields = fields = type(model).model_fields
         self._max_tokens_key = (
             "max_output_tokens" if "max_output_tokens" in fields and "max_tokens" not in fields else "max_tokens"
         )
@@ -143,14 +153,24 @@ class Brain:
         return graph
 
     def _options(self, call: Call, sink: asyncio.Queue[str | None] | None) -> CallOptions | None:
-        settings: dict[str, Any] = {}
+        settings = self._settings(call.model_settings) if call.model_settings else {}
         if call.max_output_tokens is not None:
             settings[self._max_tokens_key] = call.max_output_tokens
         if call.temperature is not None:
             settings["temperature"] = call.temperature
-        if not settings and sink is None and call.budget is None:
+        schema = AnswerSchema(call.response_schema) if call.response_schema is not None else None
+        guidance = "\n\n".join(filter(None, (call.instructions, schema.guidance if schema else "")))
+        kept_as = call.invocation_id if call.thread_id is not None else ""
+        if not (settings or sink is not None or call.client_tools or guidance or kept_as or call.budget):
             return None
-        return CallOptions(settings, sink, self._max_tokens_key)
+        return CallOptions(settings, sink, call.client_tools, schema, guidance, kept_as, self._max_tokens_key)
+
+    def _settings(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return `asked` for the model call; raises InvalidRequestError that names what this model does not take."""
+        if unknown := sorted(name for name in asked if name != "stop" and name not in self._model_fields):
+            wrong = [FieldError(name, f"the model {self._model_name} does not take it") for name in unknown]
+            raise InvalidRequestError("This agent's model does not take all of that.", errors=wrong)
+        return dict(asked)
 
     async def _in_thread(self, call: Call, thread_id: str) -> str:
         came_ns = time.monotonic_ns()
@@ -160,7 +180,10 @@ class Brain:
             if store is None:
                 raise ConfigurationError("This agent keeps no conversations, and the call names one.")
             graph = self._threaded or await self._open_threaded(store)
-            answer = await self._turn(graph, call, {"configurable": {"thread_id": thread_id}})
+            config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+            if call.after is not None:
+                _check_last((await graph.aget_state(config)).values.get("messages", ()), call.after)
+            answer = await self._turn(graph, call, config)
             await store.forget_steps(thread_id)
             return answer
 
@@ -183,8 +206,12 @@ class Brain:
             durability=None if config is None else "sync",
         )
         messages: Any = ()
+        meter = CURRENT_METER.get()
         async for after_step in steps:
             messages = after_step
+            if meter.client_calls:  # the caller runs them, so the turn ends before the step that would
+                await cast("AsyncGenerator[Any, None]", steps).aclose()
+                break
         return _text(messages[-1])
 
 
@@ -194,6 +221,18 @@ async def _and_close(work: Awaitable[T], sink: asyncio.Queue[str | None]) -> T:
     finally:
         # A reader that is still there makes room; one that is gone has made it before it cancelled.
         await sink.put(None)
+
+
+def _check_last(messages: Sequence[BaseMessage], wanted: str) -> None:
+    """Raise unless the last answer among `messages` is that of the invocation `wanted`."""
+    answers = [m.response_metadata.get(INVOCATION) for m in messages if isinstance(m, AIMessage)]
+    answers = [invocation_id for invocation_id in answers if invocation_id]
+    if wanted not in answers:
+        raise NotFoundError("The conversation has no such answer to go on from.", hint="It may have failed, or not been kept.")
+    if wanted != answers[-1]:
+        raise ConflictError(
+            "The conversation has gone on since that answer.", hint="Go on from its last answer: conversations do not branch."
+        )
 
 
 def _to_messages(messages: list[dict[str, Any]]) -> list[BaseMessage]:

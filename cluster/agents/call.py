@@ -11,6 +11,8 @@ from cluster.limits.price_card import Quantities
 if TYPE_CHECKING:
     from cluster.limits.call_budget import CallBudget
 
+from cluster.agents.client_tools import ClientTools
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -23,6 +25,15 @@ class Call:
     thread_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    # More of how the model is to answer, in OpenAI's words: stop, top_p, seed, presence_penalty, frequency_penalty.
+    model_settings: dict[str, Any] | None = None
+    client_tools: ClientTools | None = None
+    # The JSON Schema that the final answer has to match.
+    response_schema: dict[str, Any] | None = None
+    # For this call alone: a conversation doesn't remember them.
+    instructions: str = ""
+    # The invocation whose answer has to be the last one of the conversation.
+    after: str | None = None
     # Whose work it is, for what the agent hands on: the caller's request and project, and how often it was handed on so far.
     request_id: str = ""
     project_id: str = "default"
@@ -52,6 +63,8 @@ class CallMeter:
     tools_us: int = field(default=0, compare=False)
     turn_wait_us: int = field(default=0, compare=False)
     finish_reason: str = "stop"
+    # The calls of the caller's own functions that ended the turn: {"id", "name", "arguments"}.
+    client_calls: list[dict[str, str]] = field(default_factory=list)
     # The provider's usage objects as they came, one a model call.
     provider_usage: list[dict[str, Any]] = field(default_factory=list)
 

@@ -73,11 +73,13 @@ class EgressPolicy:
     """The hosts that a tool may fetch from: exact names, or `*.name` for any name below it, on the usual ports.
 
     `operator_origins` are the operator's own endpoints ("http://127.0.0.1:8888"), which alone may be private.
-    Fails closed: with neither, nothing may be fetched.
+    Fails closed: with neither, nothing may be fetched. `any_public_host` lets every host of the public internet be reached,
+    by https alone: for what a tenant asks the platform itself to call, never for a tool.
     """
 
     hosts: tuple[str, ...] = ()
     operator_origins: tuple[str, ...] = ()
+    any_public_host: bool = False
     resolve: Resolver = field(default=system_resolver, compare=False)
     tls: ssl.SSLContext | None = field(default=None, compare=False)
 
@@ -96,6 +98,21 @@ class EgressPolicy:
             raise EgressRefusedError(f"The page cannot be fetched: {type(e).__name__}: {str(e)[:200]}") from None
         raise EgressRefusedError(f"The page redirects more than {MAX_REDIRECTS} times.")
 
+    async def post(self, url: str, headers: dict[str, str], body: bytes) -> int:
+        """Return the status that `url` answers a POST with; redirects are not followed. Raises EgressRefusedError."""
+        *_, private = self.check(url)
+        try:
+            async with (
+                asyncio.timeout(FETCH_TIMEOUT_S),
+                self._pool(private) as pool,
+                pool.stream("POST", url, headers=list(headers.items()), content=body) as response,
+            ):
+                return int(response.status)
+        except TimeoutError:
+            raise EgressRefusedError(f"There was no answer within {FETCH_TIMEOUT_S:g} s.") from None
+        except (OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as e:
+            raise EgressRefusedError(f"It cannot be reached: {type(e).__name__}: {str(e)[:200]}") from None
+
     def check(self, url: str) -> tuple[str, str, int, bool]:
         """Return (scheme, host, port, may be private) of `url`; raises EgressRefusedError when the policy has no such host."""
         if len(url) > 2048 or not url.isascii() or any(c <= " " or c in "\\\x7f" for c in url):
@@ -111,16 +128,17 @@ class EgressPolicy:
         port = _PORTS[parts.scheme] if port is None else port
         if any(_origin(urlsplit(o)) == (parts.scheme, host, port) for o in self.operator_origins):
             return parts.scheme, host, port, True
+        if self.any_public_host and parts.scheme == "https" and port == _PORTS["https"]:
+            return parts.scheme, host, port, False
         if port != _PORTS[parts.scheme] or not any(_matches(pattern, host) for pattern in self.hosts):
             raise EgressRefusedError(f"The host {host[:100]} is not one that this agent may reach.")
         return parts.scheme, host, port, False
 
     async def _get(self, url: str) -> tuple[Page, str | None]:
         *_, private = self.check(url)
-        backend = _CheckedBackend(self.resolve, private)
         headers = [("User-Agent", "sovereign-tool"), ("Accept-Encoding", "identity"), ("Accept", "*/*")]
         async with (
-            httpcore.AsyncConnectionPool(ssl_context=self.tls, network_backend=backend, max_connections=1, retries=0) as pool,
+            self._pool(private) as pool,
             pool.stream("GET", url, headers=headers) as response,
         ):
             got = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
@@ -135,6 +153,10 @@ class EgressPolicy:
                     break
         text = bytes(body[:MAX_PAGE_BYTES]).decode("utf-8", "replace")
         return Page(url, response.status, got.get("content-type", ""), text), None
+
+    def _pool(self, private: bool) -> httpcore.AsyncConnectionPool:
+        backend = _CheckedBackend(self.resolve, private)
+        return httpcore.AsyncConnectionPool(ssl_context=self.tls, network_backend=backend, max_connections=1, retries=0)
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):

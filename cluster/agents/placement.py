@@ -10,8 +10,10 @@ from typing import Final
 from cluster.agents.spec import Resources
 from cluster.errors import ConfigurationError, FieldError, NoNodeError
 
-# The label that holds a node's own name; nobody gives it to a node but the platform.
+# The labels that hold a node's own name and which start of it this is; nobody gives them to a node but the platform.
 NODE_LABEL: Final = "sovereign-node"
+START_LABEL: Final = "sovereign-start"
+PLATFORM_LABELS: Final = frozenset({NODE_LABEL, START_LABEL})
 MAX_NODE_LABELS: Final = 16
 # Of both Ray's and our own grammar of labels; nothing that Ray would read as an operator ("!x", "in(x)").
 NAME_PATTERN: Final = r"[a-z]([a-z0-9_.-]{0,61}[a-z0-9])?"
@@ -45,7 +47,7 @@ def parse_node_labels(text: str) -> dict[str, str]:
     labels: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, _, value = part.partition("=")
-        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(VALUE_PATTERN, value) or name == NODE_LABEL:
+        if not re.fullmatch(NAME_PATTERN, name) or not re.fullmatch(VALUE_PATTERN, value) or name in PLATFORM_LABELS:
             raise _wrong(f"{part[:80]!r} is no label of the form name=value")
         if labels.setdefault(name, value) != value:
             raise _wrong(f"{name} is given two values")

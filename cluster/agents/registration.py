@@ -26,7 +26,7 @@ from pydantic import (
 
 from cluster.admission.strict_json import parse_strict_json
 from cluster.agents.budget import MAX_BUDGET, Budget
-from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, NODE_LABEL, VALUE_PATTERN
+from cluster.agents.placement import MAX_NODE_LABELS, NAME_PATTERN, PLATFORM_LABELS, VALUE_PATTERN
 from cluster.agents.quantity import QUANTITY_PATTERN, parse_cpu, parse_memory
 from cluster.agents.spec import (
     MAX_ITERATIONS,
@@ -61,7 +61,7 @@ def _without_secret(text: str) -> str:
 
 
 def _not_the_platforms(name: str) -> str:
-    if name == NODE_LABEL:
+    if name in PLATFORM_LABELS:
         raise ValueError("is the platform's own label; ask for a label that the operator gave")
     return name
 

@@ -34,6 +34,8 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 
+from cluster.agents.answer_schema import CORRECTION
+
 Step = dict[str, Any]
 _ANSWERS = ("say", "stream", "call_tool", "call_tools", "loop_tools", "fail")
 
@@ -43,6 +45,8 @@ class ScriptedModel(BaseChatModel):
 
     script: str = "ok"
     steps: list[Step] | None = None
+    # Taken like a provider's; the answers are the same for each.
+    seed: int | None = None
 
     @property
     def _llm_type(self) -> str:
@@ -66,7 +70,7 @@ class ScriptedModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         if self._is_plain(messages):
-            return _result(self._plain_answer(messages, kwargs.get("max_tokens")))
+            return _result(self._plain_answer(messages, kwargs.get("max_tokens"), stop))
         return asyncio.run(self._agenerate(messages, stop, None, **kwargs))
 
     async def _agenerate(
@@ -77,8 +81,8 @@ class ScriptedModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         if self._is_plain(messages):
-            return _result(self._plain_answer(messages, kwargs.get("max_tokens")))
-        message, _ = await self._perform(messages, kwargs.get("max_tokens"))
+            return _result(self._plain_answer(messages, kwargs.get("max_tokens"), stop))
+        message, _ = await self._perform(messages, kwargs.get("max_tokens"), stop)
         return _result(message)
 
     async def _astream(
@@ -89,10 +93,10 @@ class ScriptedModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         if self._is_plain(messages):
-            message = self._plain_answer(messages, kwargs.get("max_tokens"))
+            message = self._plain_answer(messages, kwargs.get("max_tokens"), stop)
             pieces = _words(cast("str", message.content))
         else:
-            message, pieces = await self._perform(messages, kwargs.get("max_tokens"))
+            message, pieces = await self._perform(messages, kwargs.get("max_tokens"), stop)
         for piece in pieces:
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
             await asyncio.sleep(0)
@@ -114,10 +118,12 @@ class ScriptedModel(BaseChatModel):
             return False
         return self.script != "steps" or '"script"' not in _last_user_text(messages)
 
-    def _plain_answer(self, messages: list[BaseMessage], max_tokens: int | None) -> AIMessage:
-        return _answer("ok" if self.script == "ok" else "echo: " + _last_user_text(messages), messages, max_tokens)
+    def _plain_answer(self, messages: list[BaseMessage], max_tokens: int | None, stop: list[str] | None) -> AIMessage:
+        return _answer("ok" if self.script == "ok" else "echo: " + _last_user_text(messages), messages, max_tokens, stop)
 
-    async def _perform(self, messages: list[BaseMessage], max_tokens: int | None) -> tuple[AIMessage, list[str]]:
+    async def _perform(
+        self, messages: list[BaseMessage], max_tokens: int | None, stop: list[str] | None
+    ) -> tuple[AIMessage, list[str]]:
         steps = self.steps if self.steps is not None else _steps_of(_last_user_text(messages))
         usage: UsageMetadata | None = None
         for step in _steps_of_this_call(steps, messages):
@@ -128,9 +134,9 @@ class ScriptedModel(BaseChatModel):
                 continue
             calls = _tool_calls(step, messages)
             pieces = [] if calls else _pieces(step, messages)
-            message = _answer("".join(pieces), messages, max_tokens, usage, calls)
+            message = _answer("".join(pieces), messages, max_tokens, stop, usage=usage, tool_calls=calls)
             return message, pieces if len("".join(pieces)) == len(message.content) else _words(cast("str", message.content))
-        message = _answer("done", messages, max_tokens, usage)
+        message = _answer("done", messages, max_tokens, stop, usage=usage)
         return message, _words(cast("str", message.content))
 
 
@@ -138,9 +144,14 @@ def _result(message: AIMessage) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
+def _is_asked(message: BaseMessage) -> bool:
+    # Asked once more for the same, a model goes on in its script.
+    return isinstance(message, HumanMessage) and message.id != CORRECTION
+
+
 def _last_user_text(messages: list[BaseMessage]) -> str:
     for message in reversed(messages):
-        if isinstance(message, HumanMessage):
+        if _is_asked(message):
             return message.content if isinstance(message.content, str) else str(message.text)
     return ""
 
@@ -149,10 +160,14 @@ def _answer(
     text: str,
     messages: list[BaseMessage],
     max_tokens: int | None,
+    stop: list[str] | None = None,
+    *,
     usage: UsageMetadata | None = None,
     tool_calls: list[dict[str, Any]] | None = None,
 ) -> AIMessage:
     reason = "tool_calls" if tool_calls else "stop"
+    for word in stop or ():
+        text = text.partition(word)[0]
     if max_tokens is not None and text.count(" ") >= max_tokens:
         text, reason = " ".join(text.split(" ")[:max_tokens]), "length"
     if usage is None:
@@ -183,7 +198,7 @@ def _steps_of_this_call(steps: list[Step], messages: list[BaseMessage]) -> list[
     """Return the steps from where the turn stands: its answers so far are the AI messages after the last user message."""
     answered = 0
     for message in reversed(messages):
-        if isinstance(message, HumanMessage):
+        if _is_asked(message):
             break
         answered += isinstance(message, AIMessage)
     for index, step in enumerate(steps):

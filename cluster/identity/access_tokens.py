@@ -48,6 +48,8 @@ class AccessToken:
     # The ids of the tokens that this one was exchanged from, the first of them first: it ends with each of them.
     ancestors: tuple[str, ...] = ()
     ours: bool = True
+    # Names the secret of the API key that it was got with, as `fingerprint_of` does.
+    secret: str = ""
 
     @property
     def key_id(self) -> str:
@@ -93,6 +95,7 @@ def read_claims(claims: Any, issuer: TrustedIssuer, *, now_s: int, leeway_s: int
         expires_s=expires_s,
         ancestors=_ancestors(claims) if issuer.ours else (),
         ours=issuer.ours,
+        secret=_text(claims, "secret") if issuer.ours and "secret" in claims else "",
     )
 
 

@@ -90,6 +90,11 @@ class ApiKey:
         before = hmac.compare_digest(secret_digest, self.previous_digest or "0" * 64)
         return now or (before and now_us < self.previous_until_us)
 
+    def fingerprints(self, now_us: int) -> set[str]:
+        """Return what names each secret that is taken at `now_us`: what was got with a secret ends with it."""
+        found = {fingerprint_of(self.digest)}
+        return found | {fingerprint_of(self.previous_digest)} if now_us < self.previous_until_us else found
+
     def rotated(self, clock: Clock, *, overlap_s: int) -> tuple[str, ApiKey]:
         """Return the key's new text, which is kept nowhere, and the key; the secret of now is taken for `overlap_s` more.
 
@@ -154,6 +159,11 @@ def new_secret(key_id: str) -> tuple[str, str]:
 def digest_of(secret: str) -> str:
     """Return the SHA-256 of a secret, hex."""
     return sha256(secret.encode()).hexdigest()
+
+
+def fingerprint_of(digest: str) -> str:
+    """Return what may be said of a secret with this digest without giving the digest away: 16 hex digits."""
+    return sha256(f"fingerprint {digest}".encode()).hexdigest()[:16]
 
 
 def _said(time_us: int) -> str | None:

@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote_plus
 
 from cluster.clock import Clock
@@ -20,7 +20,9 @@ from cluster.errors import (
     UnsupportedGrantTypeError,
 )
 from cluster.identity.access_tokens import AccessToken, TokenRefusedError
+from cluster.identity.api_key import digest_of, fingerprint_of
 from cluster.identity.authentication import Authenticator, unauthenticated
+from cluster.identity.ids import TenantId
 from cluster.identity.key_set import SigningKeySet, TrustedIssuer
 from cluster.identity.principal import Principal
 from cluster.identity.revocations import Revocations
@@ -42,6 +44,13 @@ _CREDENTIALS: Final = frozenset({"client_id", "client_secret"})
 Record = Callable[[AuditEvent], None]
 
 
+class _Client(NamedTuple):
+    """Who proved themselves by an API key, and what names the secret that they did it with."""
+
+    principal: Principal
+    secret: str
+
+
 class AuthorizationServer:
     """Answers the requests of OAuth's endpoints. It writes to disk, so an event loop calls it in a thread."""
 
@@ -50,6 +59,7 @@ class AuthorizationServer:
         issuer: TrustedIssuer,
         *,
         api_keys: Authenticator,
+        require_active: Callable[[TenantId], None],
         keys: SigningKeySet,
         tokens: TokenIssuer,
         verifier: TokenVerifier,
@@ -59,6 +69,8 @@ class AuthorizationServer:
     ) -> None:
         self._issuer = issuer
         self._api_keys = api_keys
+        # Raises for a tenant that is suspended; the authenticator has asked for the API key's tenant.
+        self._require_active = require_active
         self._keys = keys
         self._tokens = tokens
         self._verifier = verifier
@@ -102,7 +114,7 @@ class AuthorizationServer:
         nothing is said. Raises UnauthenticatedError, InvalidRequestError, IssuerAwayError.
         """
         form = read_form(body)
-        who = self._client(form, authorization)
+        who = self._client(form, authorization).principal
         text = form.pop("token", "")
         form.pop("token_type_hint", "")
         _refuse_unknown(form)
@@ -139,10 +151,11 @@ class AuthorizationServer:
         }
 
     def _client_credentials(self, form: dict[str, str], authorization: str) -> IssuedToken:
-        principal = self._client(form, authorization)
+        client = self._client(form, authorization)
         scopes, life_s = self._wishes(form)
         _refuse_unknown(form)
-        return self._tokens.issue(principal, principal.subject.removeprefix("key:"), scopes=scopes, life_s=life_s)
+        client_id = client.principal.subject.removeprefix("key:")
+        return self._tokens.issue(client.principal, client_id, client.secret, scopes=scopes, life_s=life_s)
 
     def _exchange(self, form: dict[str, str], authorization: str) -> IssuedToken:
         """Whoever has a token may have less of it, without being a client; who says that they are one must be."""
@@ -157,8 +170,9 @@ class AuthorizationServer:
         scopes, life_s = self._wishes(form)
         _refuse_unknown(form)
         subject = self._holding(text)
-        if client is not None and client.tenant != subject.principal.tenant:
+        if client is not None and client.principal.tenant != subject.principal.tenant:
             raise _no_subject()
+        self._require_active(subject.principal.tenant)
         return self._tokens.exchange(subject, scopes=scopes, life_s=life_s)
 
     def _holding(self, text: str) -> AccessToken:
@@ -188,25 +202,22 @@ class AuthorizationServer:
         scopes = None if asked is None else frozenset(map(Scope, asked.split(" ")))
         return scopes, None if seconds is None else int(seconds)
 
-    def _client(self, form: dict[str, str], authorization: str) -> Principal:
+    def _client(self, form: dict[str, str], authorization: str) -> _Client:
         """Return whose API key it is: in HTTP Basic, in the form, or as a bearer. Raises UnauthenticatedError."""
         if authorization and _CREDENTIALS & form.keys():
             raise InvalidRequestError("The client's credentials were sent in two ways.")
         scheme, _, rest = authorization.partition(" ")
+        client_id = ""
         if scheme.lower() == "basic":
-            return self._client_of(*_basic(rest.strip(" ")))
-        if not authorization and form.keys() >= _CREDENTIALS:
-            return self._client_of(form.pop("client_id"), form.pop("client_secret"))
-        return self._api_keys.authenticate(authorization)
-
-    def _client_of(self, client_id: str, secret: str) -> Principal:
-        if not _KEY_ID.fullmatch(client_id):
+            client_id, secret = _basic(rest.strip(" "))
+            authorization = _bearer(client_id, secret)
+        elif not authorization and form.keys() >= _CREDENTIALS:
+            client_id = form.pop("client_id")
+            authorization = _bearer(client_id, form.pop("client_secret"))
+        principal = self._api_keys.authenticate(authorization)
+        if client_id and principal.subject != f"key:{client_id}":
             raise unauthenticated()
-        whole = secret if secret.startswith("sk-sov-") else f"sk-sov-{client_id}-{secret}"
-        principal = self._api_keys.authenticate(f"Bearer {whole}")
-        if principal.subject != f"key:{client_id}":
-            raise unauthenticated()
-        return principal
+        return _Client(principal, fingerprint_of(digest_of(authorization.rpartition("-")[2])))
 
     def _event(
         self, action: AuditAction, who: Principal, token: AccessToken, request_id: str, detail: Mapping[str, Any]
@@ -221,6 +232,13 @@ class AuthorizationServer:
             request_id=request_id,
             detail=dict(detail),
         )
+
+
+def _bearer(client_id: str, secret: str) -> str:
+    """Return the header that a client's API key makes, whose secret may be its last part or its whole text."""
+    if not _KEY_ID.fullmatch(client_id):
+        raise unauthenticated()
+    return f"Bearer {secret if secret.startswith('sk-sov-') else f'sk-sov-{client_id}-{secret}'}"
 
 
 def read_form(body: bytes) -> dict[str, str]:

@@ -28,13 +28,16 @@ class Revocations:
         self._clock = clock
 
     def is_revoked(self, token: AccessToken) -> bool:
-        """Return whether the token ended early: itself, one that it was exchanged from, or the API key behind it."""
+        """Return whether the token ended early: itself, one it was exchanged from, or the API key or the secret behind it."""
         if any(self._coordination.get(f"{_REVOKED}/{each}") for each in (token.token_id, *token.ancestors)):
             return True
         if not token.key_id:
             return False
         node = self._coordination.get(f"/keys/{token.key_id}")
-        return node is None or not ApiKey.from_bytes(token.key_id, node.value).holds(self._clock.now_us())
+        if node is None:
+            return True
+        key, now_us = ApiKey.from_bytes(token.key_id, node.value), self._clock.now_us()
+        return not key.holds(now_us) or token.secret not in key.fingerprints(now_us)
 
     def revoke(self, token: AccessToken) -> None:
         """End a token early; to end it twice changes nothing."""

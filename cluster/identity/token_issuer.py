@@ -37,14 +37,16 @@ class TokenIssuer:
         self._life_s = min(life_s, MAX_LIFE_S)
 
     def issue(
-        self, principal: Principal, client_id: str, *, scopes: AbstractSet[Scope] | None, life_s: int | None
+        self, principal: Principal, client_id: str, secret: str, *, scopes: AbstractSet[Scope] | None, life_s: int | None
     ) -> IssuedToken:
         """Return a token for `principal` with `scopes` of its own, all unless given, for `life_s` seconds.
+
+        `secret` names what the client proved itself with; the token ends with it.
 
         Raises InvalidScopeError for scopes that it has not, InvalidRequestError for a life that is not to be had.
         """
         granted = _narrowed(principal.scopes, scopes)
-        return self._sign(principal, granted, client_id, self._life(life_s, self._life_s), ())
+        return self._sign(principal, granted, client_id, secret=secret, life_s=self._life(life_s, self._life_s))
 
     def exchange(self, subject: AccessToken, *, scopes: AbstractSet[Scope] | None, life_s: int | None) -> IssuedToken:
         """Return a token for the same principal with no more scopes than `subject`, which ends no later and with it.
@@ -60,7 +62,10 @@ class TokenIssuer:
                 f"The subject_token was exchanged {MAX_ANCESTORS} times, which is the most.",
                 hint="Exchange one of those before it.",
             )
-        return self._sign(subject.principal, granted, subject.client_id, life_s, (*subject.ancestors, subject.token_id))
+        ancestors = (*subject.ancestors, subject.token_id)
+        return self._sign(
+            subject.principal, granted, subject.client_id, secret=subject.secret, life_s=life_s, ancestors=ancestors
+        )
 
     def _life(self, asked_s: int | None, most_s: int) -> int:
         life_s = most_s if asked_s is None else asked_s
@@ -72,7 +77,14 @@ class TokenIssuer:
         return life_s
 
     def _sign(
-        self, principal: Principal, scopes: frozenset[Scope], client_id: str, life_s: int, ancestors: tuple[str, ...]
+        self,
+        principal: Principal,
+        scopes: frozenset[Scope],
+        client_id: str,
+        *,
+        secret: str,
+        life_s: int,
+        ancestors: tuple[str, ...] = (),
     ) -> IssuedToken:
         now_s, jti, key = self._now_s(), secrets.token_urlsafe(16), self._keys.signing_key()
         claims = {
@@ -87,13 +99,15 @@ class TokenIssuer:
             "exp": now_s + life_s,
             "jti": jti,
         }
+        if secret:
+            claims["secret"] = secret
         if ancestors:
             claims["ancestors"] = list(ancestors)
         header = {"alg": SIGNING_ALGORITHM, "typ": TYP, "kid": key.kid}
         text = jws.serialize_compact(header, orjson.dumps(claims), key, algorithms=[SIGNING_ALGORITHM])
         narrowed = Principal(principal.tenant, principal.project, principal.subject, scopes)
         issuer = self._issuer.issuer
-        token = AccessToken(narrowed, issuer, token_id(issuer, jti), client_id, now_s, now_s + life_s, ancestors)
+        token = AccessToken(narrowed, issuer, token_id(issuer, jti), client_id, now_s, now_s + life_s, ancestors, secret=secret)
         return IssuedToken(text, token)
 
     def _now_s(self) -> int:

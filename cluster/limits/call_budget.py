@@ -12,7 +12,7 @@ class CallBudgetExceededError(SovereignError):
     """What was reserved for a call does not suffice for its next step; what ran until then is billed."""
 
     code = "call_budget_exceeded"
-    status = 429
+    status = 422
 
 
 class CallBudget:

@@ -78,7 +78,14 @@ class Terms:
         return tuple(found), ends_us
 
     def at_most(
-        self, prompt_bytes: int, output_tokens: int | None, deadline_s: float, *, conversation: bool, steps: int = MODEL_CALLS
+        self,
+        prompt_bytes: int,
+        output_tokens: int | None,
+        deadline_s: float,
+        *,
+        conversation: bool,
+        asked_twice: bool = False,
+        steps: int = MODEL_CALLS,
     ) -> Budget:
         """Return what is to be reserved for a call of so many model calls, in the units that are bounded."""
         whole = call_at_most(
@@ -86,8 +93,8 @@ class Terms:
             input_tokens=prompt_bytes + self.instructions + self.tools * TOOL_TOKENS,
             output_tokens=output_tokens,
             max_iterations=self.max_iterations,
-            model_calls=steps,
-            tools=self.tools > 0,
+            model_calls=max(steps, 2) if asked_twice else steps,
+            tools=self.tools > 0 or asked_twice,
             conversation=conversation,
             cpu_us=cpu_time_at_most(deadline_s, self.cpu_milli),
         )

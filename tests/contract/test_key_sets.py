@@ -132,7 +132,7 @@ class Both:
         identity, key = self._identity, self._issuer.keys[-1]
         if self._ours:
             _, api_key = identity.api_key()
-            return identity.issuer.issue(api_key.principal, api_key.key_id, scopes=None, life_s=None).text
+            return identity.issue(api_key, scopes=None, life_s=None).text
         return sign(identity.header(key), identity.claims(), key)
 
     def rotate(self) -> None:
@@ -327,7 +327,7 @@ def test_an_issuer_that_drips_is_given_up(
 def test_an_issuer_that_is_not_there_is_waited_for(identity: Identity, remote: RemoteKeySet, issuer: Issuer) -> None:
     """Ours goes on; the other's tokens are a 503 with a time to come back, and not a 401 that sends clients to log in."""
     _, key = identity.api_key()
-    ours = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    ours = identity.issue(key, scopes=None, life_s=None).text
     issuer.answer = lambda request: request.connection.shutdown(socket.SHUT_RDWR)
     with pytest.raises(IssuerAwayError):
         identity.verifier.verify_waiting(sign(identity.header(ED), identity.claims(), ED, alg="Ed25519"))

@@ -233,6 +233,42 @@ async def test_cancelling_the_waiting_task_stops_the_agents_work() -> None:
         assert held.cleaned == 1
 
 
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_whoever_gives_up_can_wait_until_the_agent_has_stopped(streamed: bool, lost: bool) -> None:
+    """Threat 79: that is when the handler's clean-up, which writes the bill, is over, or the agent is lost."""
+    begun, cleaning, clean = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handler(call: IncomingCall) -> bytes:
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await clean.wait()
+        return b""
+
+    async with an_agent(handler) as agent:
+        client = await agent.client()
+        if streamed:
+            stream = client.stream(b"x", grant=agent.grant, deadline_s=60)
+            await soon(begun)
+            await stream.aclose()
+            stopped = asyncio.ensure_future(stream.stopped())
+        else:
+            stopped = asyncio.ensure_future(client.call(b"x", grant=agent.grant, deadline_s=60, until_stopped=True))
+            await soon(begun)
+            stopped.cancel()
+        await soon(cleaning)
+        assert not stopped.done()
+        assert client.pending == 1
+        if lost:
+            await client.close()
+        clean.set()
+        await asyncio.wait((stopped,))
+        assert client.pending == 0
+
+
 async def test_a_call_cancelled_before_its_first_step_never_runs() -> None:
     """A CANCEL that comes with its CALL leaves nothing behind: no handler, no place taken, one ERROR."""
     held = Held()

@@ -218,3 +218,28 @@ async def test_a_call_that_fails_is_recorded_once(serve: Serve) -> None:
             await heard(served, False)
         rows = await served.ended()
     assert [r.outcome for r in rows] == [Outcome.FAILED]
+
+
+async def test_words_leave_together_and_the_first_at_once(serve: Serve) -> None:
+    """A fast stream of many words comes in few frames, and its first words do not wait for the rest (control: GATHER_S)."""
+    words = [f"w{i} " for i in range(400)]
+    async with serve([{"stream": words}]) as served:
+        client = await served.agent.client()
+        stream = client.stream(ORDER, grant=served.agent.grant, deadline_s=PATIENCE_S)
+        chunks = [chunk async for chunk in stream]
+    assert b"".join(chunks).decode() == "".join(words)
+    assert len(chunks[0]) < 100
+    assert len(chunks) < 100
+
+
+async def test_what_came_while_nobody_read_is_read_at_once(serve: Serve) -> None:
+    """And it gives the agent room again, however much it was (control: CallStream.take_waiting)."""
+    async with serve([{"stream": ["w" * (17 << 10)] * 200}]) as served:
+        stream = (await served.agent.client()).stream(ORDER, grant=served.agent.grant, deadline_s=PATIENCE_S)
+        pieces = [await anext(stream)]
+        await until(lambda: len(stream._chunks) == 31)
+        waiting = stream.take_waiting()
+        assert len(waiting) == 31
+        rest = [chunk async for chunk in stream]
+        assert stream.ended
+    assert sum(map(len, pieces + waiting + rest)) == 200 * (17 << 10)

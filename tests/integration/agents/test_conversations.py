@@ -98,7 +98,7 @@ async def test_only_the_last_checkpoint_is_kept(brain: Brain, tmp_path: Path) ->
 
 
 async def test_an_interrupted_tool_call_does_not_spoil_the_conversation(brain: Brain) -> None:
-    """Control: answer_open_tool_calls. After a turn was cancelled in a tool, the next turn is sent with a result for it."""
+    """Control: whole_exchanges. After a turn was cancelled in a tool, the next turn is sent with a result for it."""
     meter = CallMeter()
     script: list[dict[str, Any]] = [{"call_tool": {"name": "wait", "args": {"seconds": 1}}}]
     task = asyncio.create_task(brain.run(turn(script), meter))

@@ -54,7 +54,7 @@ def test_a_loopback_host_stays_loopback(tmp_path: Path, host: str) -> None:
 def test_a_node_that_joins_names_itself_and_its_labels(tmp_path: Path) -> None:
     """Ray knows it by a label, its processes by their environment; its ports are its own, and it opens no way in."""
     settings = Settings.load(home=tmp_path, node="w1", node_labels="zone=a")
-    command = worker_command(settings, PORTS, "127.0.0.1:6379")
-    assert {"--address=127.0.0.1:6379", "--labels=sovereign-node=w1,zone=a"} <= set(command)
+    command = worker_command(settings, PORTS, "127.0.0.1:6379", "s1")
+    assert {"--address=127.0.0.1:6379", "--labels=sovereign-node=w1,sovereign-start=s1,zone=a"} <= set(command)
     assert not any(option.startswith(("--head", "--port=", "--dashboard-port")) for option in command)
     assert environment(tmp_path, node="w1")["SOVEREIGN_NODE"] == "w1"

@@ -15,6 +15,7 @@ from cluster.admission.bundle_format import BundleArtefact, BundleRefusedError
 from cluster.admission.bundle_shelf import ACCEPTED
 from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.registry import DeposedError
+from cluster.agents.gang_request import parse_gang
 from cluster.agents.lifecycle import AgentState
 from cluster.coordination.coordination import Coordination, Create, Op
 from cluster.coordination.journals import register_journal
@@ -404,3 +405,21 @@ def test_threat_30_a_change_that_was_decided_before_the_policy_changed_does_not_
         governor.change(principal(), request("a", MARKET))
     assert at.act is None
     assert governor.get(DEFAULT, A).spec == before.spec
+
+
+def test_threat_30_a_gang_that_was_decided_before_the_policy_changed_does_not_come_to_be(
+    tmp_path: Path, watched: tuple[Registrar, At], signer: Signer, strict: Path
+) -> None:
+    """All or none also here: the member that the new policy refuses keeps the other one out."""
+    governor, at = watched
+    at.act = lambda: governor.bundles.push(signer.bundle(strict, 2), "operator:test")
+    policy = {"resource_limits": {"cpu": "100m", "memory": "64Mi"}}
+    members = [
+        {"agent_id": agent, "capabilities": [capability], "security_policy": policy}
+        for agent, capability in (("a", "conversation"), ("b", MARKET))
+    ]
+    with pytest.raises(AdmissionDeniedError):
+        governor.register_gang(principal(), parse_gang({"gang_id": "crew", "agents": members}))
+    assert at.act is None
+    assert assert_whole(tmp_path, governor) == []
+    assert not governor.gangs()

@@ -46,7 +46,7 @@ def why_refused(identity: Identity, token: str) -> str:
 
 def ours(identity: Identity, scopes: frozenset[Scope] = ROLE_SCOPES[Role.CALLER], life_s: int | None = None) -> str:
     _, key = identity.api_key(scopes=scopes)
-    return identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=life_s).text
+    return identity.issue(key, scopes=None, life_s=life_s).text
 
 
 def forged_ours(identity: Identity, header: dict[str, Any], claims: dict[str, Any]) -> str:
@@ -68,7 +68,7 @@ def test_another_issuers_token_proves_its_principal(identity: Identity, key: Any
 def test_our_token_is_who_got_it(identity: Identity) -> None:
     """A token acts as its API key does."""
     _, key = identity.api_key(scopes=ROLE_SCOPES[Role.DEVELOPER])
-    token = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    token = identity.issue(key, scopes=None, life_s=None).text
     assert taken(identity, token) == key.principal
     assert identity.authenticator.authenticate(f"bearer  {token}") == key.principal
 
@@ -77,7 +77,7 @@ def test_scopes_reach_the_policy_as_they_are(identity: Identity) -> None:
     """What the policy is asked with is what the token says, no more and no less."""
     _, key = identity.api_key()
     some = frozenset({Scope.AGENTS_INVOKE, Scope.USAGE_READ})
-    who = taken(identity, identity.issuer.issue(key.principal, key.key_id, scopes=some, life_s=None).text)
+    who = taken(identity, identity.issue(key, scopes=some, life_s=None).text)
     again = Principal.from_json(who.to_json())
     plan = load_bundle(POLICIES).catalog.plan_of(DEFAULT)
     assert plan is not None
@@ -292,7 +292,7 @@ def test_threat_11_what_was_exchanged_ends_with_what_it_came_from(identity: Iden
 def test_threat_11_tokens_end_with_their_api_key(identity: Identity, end: str) -> None:
     """A key that is revoked or over takes what was got with it along, exchanged tokens too."""
     _, key = identity.api_key(ttl_s=10)
-    token = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None)
+    token = identity.issue(key, scopes=None, life_s=None)
     child = identity.issuer.exchange(token.token, scopes=None, life_s=None)
     taken(identity, token.text)
     taken(identity, child.text)

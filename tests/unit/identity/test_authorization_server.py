@@ -9,7 +9,9 @@ from urllib.parse import urlencode
 
 import pytest
 
+from cluster.admission.active_tenants import TenantSuspendedError
 from cluster.errors import InvalidRequestError, InvalidScopeError, StorageError, UnauthenticatedError, UnsupportedGrantTypeError
+from cluster.identity.api_keys import ApiKey, change_key
 from cluster.identity.authorization_server import ACCESS_TOKEN, EXCHANGE, AuthorizationServer
 from cluster.identity.roles import ROLE_SCOPES, Role, Scope
 from cluster.journal.audit_event import AuditAction, AuditEvent
@@ -21,6 +23,9 @@ CALLER = ROLE_SCOPES[Role.CALLER]
 
 def form(**fields: Any) -> bytes:
     return urlencode(fields).encode()
+
+
+GRANT = form(grant_type="client_credentials")
 
 
 def client(identity: Identity, **fields: Any) -> dict[str, Any]:
@@ -199,7 +204,7 @@ def test_a_token_is_revoked_by_who_got_it_or_its_administrator(identity: Identit
     admin, _ = identity.api_key()
     foreign, _ = identity.api_key(tenant="globex")
     for who, ends in ((foreign, False), (peer, False), (text, True), (admin, True)):
-        issued = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None)
+        issued = identity.issue(key, scopes=None, life_s=None)
         for token in (issued.text, "nonsense", issued.text[:-2]):
             identity.server.revoke(form(token=token, token_type_hint="access_token"), f"Bearer {who}")
         assert identity.revocations.is_revoked(issued.token) == ends
@@ -233,6 +238,7 @@ def test_what_cannot_be_recorded_does_not_happen(identity: Identity) -> None:
     server = AuthorizationServer(
         OURS,
         api_keys=identity.api_keys,
+        require_active=lambda tenant: None,
         keys=identity.keys,
         tokens=identity.issuer,
         verifier=identity.verifier,
@@ -242,7 +248,7 @@ def test_what_cannot_be_recorded_does_not_happen(identity: Identity) -> None:
     )
     with pytest.raises(StorageError):
         server.token(form(grant_type="client_credentials"), f"Bearer {text}")
-    issued = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None)
+    issued = identity.issue(key, scopes=None, life_s=None)
     with pytest.raises(StorageError):
         server.revoke(form(token=issued.text), f"Bearer {text}")
     assert not identity.revocations.is_revoked(issued.token)
@@ -268,3 +274,36 @@ def test_a_field_twice_or_unknown_is_refused(identity: Identity) -> None:
     for grant in ("password", "authorization_code", "refresh_token", "CLIENT_CREDENTIALS", ""):
         with pytest.raises(UnsupportedGrantTypeError):
             identity.server.token(form(grant_type=grant), f"Bearer {text}")
+
+
+def test_a_token_ends_with_the_secret_that_it_was_got_with(identity: Identity) -> None:
+    """Control: Revocations.is_revoked. A rotation's overlap ends the old secret's tokens, and those exchanged from them."""
+    text, key = identity.api_key()
+    old = identity.server.token(GRANT, f"Bearer {text}")["access_token"]
+    fresh = ""
+
+    def rotated(found: ApiKey) -> ApiKey:
+        nonlocal fresh
+        fresh, changed = found.rotated(identity.clock, overlap_s=60)
+        return changed
+
+    change_key(identity.store, key.principal.tenant, key.key_id, rotated)
+    new = identity.server.token(GRANT, f"Bearer {fresh}")["access_token"]
+    late = identity.server.token(GRANT, f"Bearer {text}")["access_token"]
+    child = exchange(identity, old)["access_token"]
+    for token in (old, new, late, child):
+        assert identity.authenticator.authenticate(f"Bearer {token}").subject == key.principal.subject
+    identity.clock.advance(61_000_000)
+    assert identity.authenticator.authenticate(f"Bearer {new}")
+    for token in (old, late, child):
+        with pytest.raises(UnauthenticatedError):
+            identity.authenticator.authenticate(f"Bearer {token}")
+
+
+def test_a_suspended_tenants_token_is_not_exchanged(identity: Identity) -> None:
+    """Control: what `require_active` raises, also for who sends no credential but the token."""
+    text, _ = identity.api_key()
+    token = identity.server.token(GRANT, f"Bearer {text}")["access_token"]
+    identity.suspended.add("acme")
+    with pytest.raises(TenantSuspendedError):
+        exchange(identity, token)

@@ -36,11 +36,11 @@ def test_the_file_is_its_owners_and_what_is_published_is_public(identity: Identi
 def test_a_rotated_key_is_kept_until_its_tokens_ended(identity: Identity) -> None:
     """Tokens of before go on to their end; the old private half is gone at once, the public one when nobody needs it."""
     _, key = identity.api_key()
-    before = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    before = identity.issue(key, scopes=None, life_s=None).text
     old = ids(identity.keys)[0]
     new = identity.keys.rotate()
     assert ids(identity.keys) == [new, old]
-    after = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    after = identity.issue(key, scopes=None, life_s=None).text
     for token in (before, after):
         assert identity.verifier.verify(token).principal == key.principal
     stored = json.loads((identity.folder / "secrets" / "token-keys.json").read_text())
@@ -59,7 +59,7 @@ def test_another_process_knows_a_new_key_at_once(identity: Identity) -> None:
     old = other.keys.signing_key().kid
     new = identity.keys.rotate()
     _, key = identity.api_key()
-    token = identity.issuer.issue(key.principal, key.key_id, scopes=None, life_s=None).text
+    token = identity.issue(key, scopes=None, life_s=None).text
     assert decode(token.split(".")[0])["kid"] == new != old
     assert other.verifier.verify(token).principal == key.principal
     assert other.keys.signing_key().kid == new

@@ -71,7 +71,7 @@ async def client(tmp_path: Path, governance: Governance) -> AsyncIterator[httpx.
         Settings(home=tmp_path),
         authenticator=fake,
         governance=fake,
-        invoker=Invoker(fake, most=64),
+        invoker=Invoker(fake, places=64),
         journal=fake,
         gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),

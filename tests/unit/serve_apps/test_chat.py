@@ -41,6 +41,9 @@ def test_what_clients_send_is_taken() -> None:
         ({"messages": None}, "messages"),
         ({"messages": [{"role": "root", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": [{"role": "user", "content": "x", "extra": 1}]}, "messages.0.extra"),
         ({"stream": "yes"}, "stream"),
         ({"temperature": 3}, "temperature"),
@@ -56,7 +59,7 @@ def test_a_wrong_field_is_named(change: dict[str, Any], field: str) -> None:
     """Each kind of wrong input is refused with the path of the field (threats 22, 27)."""
     with pytest.raises(InvalidRequestError) as caught:
         ChatRequest.parse(GOOD | change)
-    assert any(e.field.startswith(field) for e in caught.value.errors), caught.value.errors
+    assert any(f"{e.field}.".startswith(f"{field}.") for e in caught.value.errors), caught.value.errors
 
 
 @pytest.mark.parametrize("body", [[], "x", 1, None, {}])

@@ -42,7 +42,7 @@ class Node:
             settings,
             authenticator=everyone,
             governance=everyone,
-            invoker=Invoker(everyone, most=64, gate=gate),
+            invoker=Invoker(everyone, places=64, gate=gate),
             journal=everyone,
             gate=gate,
             metrics=Metrics(home, "gateway"),

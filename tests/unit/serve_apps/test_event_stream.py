@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 from starlette.types import Message
 
-from serve_apps.event_stream import GRACE_S, EventStream
+from serve_apps.event_stream import GRACE_S, EventStream, Last
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}}
 
@@ -99,3 +99,42 @@ async def test_a_stream_that_is_read_comes_whole() -> None:
     await stream.response(SCOPE, connected, send)
     assert [m.get("body") for m in sent] == [None, b"one", b"two", b""]
     assert (stream.closed, stream.ended) == (1, 1)
+
+
+async def test_the_last_events_are_the_end() -> None:
+    """They leave with the end itself, once everything before it was done."""
+    sent: list[Message] = []
+    done: list[int] = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        yield Last(b"two")
+        done.append(len(sent))
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def end() -> None:
+        done.append(len(sent))
+
+    stream = EventStream(events(), deadline_at=asyncio.get_running_loop().time() + 1000, on_end=end)
+    await stream(SCOPE, connected, send)
+    assert [(m.get("body"), m.get("more_body")) for m in sent[1:]] == [(b"one", True), (b"two", False)]
+    assert done == [2, 3]
+
+
+async def test_somebody_elses_cancelling_goes_on() -> None:
+    """Only that of a client that left ends here."""
+    stream = Stream(deadline_in_s=1000)
+    stalled = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        stalled.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stream.response(SCOPE, connected, send))
+    await stalled.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stream.ended == 1

@@ -18,7 +18,8 @@ from tests.governors import facts
 
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
-NOBODYS = {"agent_id": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+NOBODYS |= {"response_id": f"resp_{'0' * 36}", "run_id": "0" * 36}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
 
@@ -44,11 +45,23 @@ class Tenant:
 ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /v1/chat/completions": ({}, {"model": "<agent_id>", "messages": [{"role": "user", "content": "hello"}]}),
     "GET /v1/models": ({}, None),
+    "GET /v1/models/{model}": ({}, None),
+    "POST /v1/responses": ({}, {"model": "<agent_id>", "input": "hello"}),
+    "GET /v1/responses/{response_id}": ({}, None),
+    "POST /v1/responses/{response_id}/cancel": ({}, None),
+    "DELETE /v1/responses/{response_id}": ({}, None),
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
     "PUT /api/v1/agents/{agent_id}": ({}, AGENT | {"agent_id": "<agent_id>", "instructions": "Obey."}),
     "DELETE /api/v1/agents/{agent_id}": ({}, None),
+    "POST /api/v1/agents/{agent_id}/runs": ({}, {"text": "hello"}),
+    "GET /api/v1/runs": ({}, None),
+    "GET /api/v1/runs/{run_id}": ({}, None),
+    "GET /api/v1/runs/{run_id}/events": ({}, None),
+    "POST /api/v1/runs/{run_id}/cancel": ({}, None),
+    "DELETE /api/v1/runs/{run_id}": ({}, None),
+    "GET /api/v1/webhooks/secret": ({}, None),
     "POST /api/v1/gangs": ({}, GANG | {"gang_id": "<gang_id>"}),
     "GET /api/v1/gangs/{gang_id}": ({}, None),
     "DELETE /api/v1/gangs/{gang_id}": ({}, None),
@@ -68,9 +81,8 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /health/ready": ({}, None),
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
-FOREIGN = {name: 404 for name in ROUTES if "{agent_id}" in name or "{gang_id}" in name or "keys" in name} | {
-    "POST /v1/chat/completions": 404
-}
+_NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{response_id}", "{model}", "keys", "POST /v1/")
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 
@@ -102,10 +114,21 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
         (await operator.http.post("/api/v1/tenants", json={"tenant_id": name, "plan": "standard"})).raise_for_status()
         made = await operator.http.post("/api/v1/keys", json={"name": "first", "role": "admin", "tenant_id": name})
         tenants.append(client(made.json()["key"]))
-        tenants[-1].ids |= {"tenant_id": name, "key_id": made.json()["key_id"], "agent_id": "planner", "gang_id": "crew"}
+        tenants[-1].ids |= {
+            "tenant_id": name,
+            "key_id": made.json()["key_id"],
+            "agent_id": "planner",
+            "model": "planner",
+            "gang_id": "crew",
+        }
     acme, globex = tenants
     (await acme.http.post("/api/v1/agents", json=AGENT)).raise_for_status()
     (await acme.http.post("/api/v1/gangs", json=GANG)).raise_for_status()
+    run = await acme.http.post("/api/v1/agents/planner/runs", json={"text": "a secret plan", "metadata": {"of": "acme"}})
+    acme.ids["run_id"] = run.json()["run_id"]
+    acme.ids["response_id"] = f"resp_{run.json()['run_id']}"
+    # Ended before anybody looks: what it asks of the store would count as theirs.
+    (await acme.http.post(f"{run.headers['location']}/cancel")).raise_for_status()
     document = (await acme.http.get("/openapi.json")).json()
     return World(home, operator, acme, globex, document)
 
@@ -129,7 +152,7 @@ async def test_threat_21_what_is_anothers_is_not_there_in_the_same_words_and_ste
         reads.clear()
         answer = await world.globex.send(route, ids)
         words = answer.text
-        for name, each in ids.items():
+        for name, each in sorted(ids.items(), key=lambda item: -len(item[1])):  # a response's id has a run's in it
             words = words.replace(each, f"<{name}>")
         headers = {k: v for k, v in answer.headers.items() if k != "content-length"}
         return answer.status_code, words, headers, len(reads)
@@ -160,7 +183,10 @@ async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> Non
     assert (await world.globex.http.get("/api/v1/agents")).json() == {"agents": [], "next": ""}
     assert (await world.globex.http.get("/v1/models")).json()["data"] == []
     assert [k["key_id"] for k in (await world.globex.http.get("/api/v1/keys")).json()["keys"]] == [own]
-    for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/status", "/health/ready"):
+    assert (await world.globex.http.get("/api/v1/runs")).json() == {"runs": [], "next": ""}
+    assert [r["run_id"] for r in (await world.acme.http.get("/api/v1/runs")).json()["runs"]] == [world.acme.ids["run_id"]]
+    assert len({(await t.http.get("/api/v1/webhooks/secret")).json()["secret"] for t in (world.acme, world.globex)}) == 2
+    for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/runs", "/api/v1/status", "/health/ready"):
         text = (await world.globex.http.get(path)).text
         assert not [each for each in (*world.acme.ids.values(), "trial") if each in text], path
     mine, all_of_it = [(await t.http.get("/api/v1/status")).json() for t in (world.globex, world.operator)]
@@ -214,6 +240,8 @@ async def test_a_query_that_is_not_known_is_refused_by_name(world: World) -> Non
         ("/api/v1/keys?tenant=acme", "tenant"),
         ("/api/v1/keys?after=a&after=b", "after"),
         ("/api/v1/keys?after=%00", "after"),
+        ("/api/v1/runs?status=done", "status"),
+        ("/api/v1/runs?kind=a2a", "kind"),
     ):
         answer = await world.globex.http.get(path)
         assert (answer.status_code, [e["field"] for e in answer.json()["errors"]]) == (400, [wrong])

@@ -53,7 +53,7 @@ class Door:
             Settings(home=home),
             authenticator=identity.authenticator,
             governance=behind,
-            invoker=Invoker(behind, most=64),
+            invoker=Invoker(behind, places=64),
             journal=behind,
             gate=open_gate(home),
             metrics=Metrics(home, "gateway"),
@@ -282,7 +282,7 @@ def routes(app: Application) -> list[tuple[str, str]]:
 async def test_every_route_asks_who_and_for_which_scope(door: Door) -> None:
     """Without credentials 401, with a token that has no scope 403, and nobody behind is asked; but for what is public."""
     _, key = door.identity.api_key()
-    bare = door.identity.issuer.issue(key.principal, key.key_id, scopes=frozenset(), life_s=None).text
+    bare = door.identity.issue(key, scopes=frozenset(), life_s=None).text
     closed = [(m, p) for m, p in routes(door.app) if f"{m} {p}" not in PUBLIC]
     assert len(closed) >= 7
     for method, path in closed:

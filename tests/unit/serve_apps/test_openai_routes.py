@@ -39,7 +39,9 @@ class Collaborators:
     def authenticate(self, _: str) -> Principal:
         return Principal(TenantId("acme"), ProjectId("default"), "key:1", frozenset(Scope))
 
-    async def stream(self, *_: object, deadline_s: float, conversation: str | None = None) -> Collaborators:
+    async def stream(
+        self, *_: object, deadline_s: float, conversation: str | None = None, until_stopped: bool = False
+    ) -> Collaborators:
         self.waiting.set()
         if self.caller is not None:
             self.caller.cancel()
@@ -66,7 +68,7 @@ def edge(tmp_path: Path, collaborators: Collaborators) -> Edge:
         Settings(home=tmp_path, queue_limit=1),
         authenticator=fake,
         governance=fake,
-        invoker=Invoker(fake, most=1, gate=open_gate(tmp_path)),
+        invoker=Invoker(fake, places=1, gate=open_gate(tmp_path)),
         journal=fake,
         gate=open_gate(tmp_path),
         metrics=Metrics(tmp_path, "gateway"),

@@ -34,7 +34,7 @@ async def document(tmp_path: Path) -> dict[str, Any]:
         settings,
         authenticator=wiring.build_authenticator(settings),
         governance=governance,
-        invoker=Invoker(Directory(governance, metrics), most=64),
+        invoker=Invoker(Directory(governance, metrics), places=64),
         journal=wiring.open_journal(settings, "gateway.test"),
         gate=wiring.journal_gate(settings),
         metrics=metrics,

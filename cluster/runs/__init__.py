@@ -1,0 +1,1 @@
+"""Calls that outlive the connection that asked for them."""
