@@ -176,6 +176,10 @@ async def test_a_call_that_can_not_be_paid_is_refused_by_name(cluster: Cluster) 
         await leases.reserve(call(101))
     assert refused.value.errors[0].field == "budget.tenant.total.tokens"
     leases.settle(await leases.reserve(call(100)), (100, 0))
+    seen = {str(a["account"]): a["left"] for a in leases.use("default")}
+    assert seen.keys() == {TENANT, AGENT}
+    assert seen[TENANT] == 100
+    assert leases.use("defaul") == []
 
 
 @pytest.mark.parametrize(("spent", "free"), [(40, 960), (None, 1_000)])

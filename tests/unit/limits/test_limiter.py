@@ -54,16 +54,17 @@ def test_a_new_limiter_knows_what_the_last_one_said_and_fences_it_off(store: Mem
     old = limiter(store)
     epoch, other = old.open("j/e1", ""), old.open("k/e1", "n2")
     old.exchange(epoch, 1, {A: Report(need=50, want=50)}, BOUND)
-    old.exchange(other, 1, {A: Report(need=20, want=20)}, BOUND)
-    old.recover(other, {}, {A: {"r1": Held(20, "acme.a", 7)}})
+    b = "agent.acme.a.total.tokens"
+    old.exchange(other, 1, {b: Report(need=20, want=20)}, {b: 20})
+    old.recover(other, {}, {b: {"r1": Held(20, "acme.a", 7)}})
     new = limiter(store)
-    assert new.held() == {"r1": {A: Held(20, "acme.a", 7)}}
-    assert new.use_of(A) == (0, 70)
+    assert new.held() == {"r1": {b: Held(20, "acme.a", 7)}}
+    assert (new.use_of(A), new.use_of(b)) == ((0, 50), (0, 20))
     with pytest.raises(UnavailableError, match="Another limiter has begun"):
         old.exchange(epoch, 2, {A: Report(need=10, want=10)}, BOUND)
-    new.resolve("r1", {A: 15})
-    new.resolve("r1", {A: 15})
-    assert limiter(store).use_of(A) == (15, 65)
+    new.resolve("r1", {b: 15})
+    new.resolve("r1", {b: 15})
+    assert limiter(store).use_of(b) == (15, 15)
 
 
 def test_a_recovery_that_is_killed_midway_is_done_again(store: MemoryCoordination) -> None:
