@@ -38,7 +38,8 @@ class Invocation:
     temperature: float | None = None
     # As cluster/agents/call.py has them.
     model_settings: dict[str, Any] | None = None
-    client_tools: ClientTools | None = None
+    # A dictionary of its fields where it comes from a record.
+    client_tools: ClientTools | dict[str, Any] | None = None
     response_schema: dict[str, Any] | None = None
     instructions: str = ""
     after: str | None = None
@@ -77,7 +78,7 @@ class Invocation:
             max_output_tokens=self.max_output_tokens,
             temperature=self.temperature,
             model_settings=self.model_settings,
-            client_tools=self.client_tools,
+            client_tools=ClientTools(**tools) if isinstance(tools := self.client_tools, dict) else tools,
             response_schema=self.response_schema,
             instructions=self.instructions,
             after=self.after,

@@ -1,7 +1,8 @@
 """Every use of Ray's internal interfaces, in one place, with a contract test (`tests/contract/test_ray_internals.py`).
 
 Nothing here is needed for correctness: without the refill an agent starts cold, without the bind the start is refused
-because a listener could be reached, and without the control store strays live on and every second a line in the log says so.
+because a listener could be reached, without the short way past Serve calls take longer, and without the control store strays live
+on and every second a line in the log says so.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.admission.reconciliation import SeenActor
 from cluster.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 # What Ray imports in a worker with the first value that comes or goes, in tens of milliseconds.
 SERIALISER_MODULES = ("pyarrow", "pyarrow.json", "ray._private.arrow_serialization", "ray._common.pydantic_compat")
@@ -192,3 +196,28 @@ def bind_replica_server_to(host: str) -> None:
         return original(server, address.replace("[::]", f"[{host}]" if ":" in host else host))
 
     replica.add_port_to_grpc_server = on_host
+
+
+def answer_before_serve(app: ASGIApp, takes: Callable[[Scope], bool]) -> None:
+    """Make this Serve replica's own HTTP server hand the requests that `takes` names to `app`, and only others to Serve.
+
+    Serve's frame round a request (two tasks, a queue, a log line, its own numbers) costs more than a call's whole way through
+    the gateway. What holds without it: the server, not Serve, waits for requests under way when a replica goes. What `app`
+    does by itself is to end when the client leaves or takes too long, and to bound what it holds.
+
+    Must be called before the replica is initialised, that is in the constructor of the deployment's class.
+    """
+    from ray.serve._private import http_util as module
+
+    server: Any = module
+    original = server._apply_middlewares
+
+    def with_app_first(serve: ASGIApp, middlewares: list[Any]) -> ASGIApp:
+        behind: ASGIApp = original(serve, middlewares)
+
+        async def first(scope: Scope, receive: Receive, send: Send) -> None:
+            await (app if takes(scope) else behind)(scope, receive, send)
+
+        return first
+
+    server._apply_middlewares = with_app_first

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import streaming
+from benchmarks.burst import TEXT, burst
 from benchmarks.load import Measured, wrk
-from benchmarks.running import cluster, emit, progress
+from benchmarks.running import authenticate, cluster, emit, progress
 from tests.governors import changed_policies
 from tests.servers.cluster import RunningCluster
 
 SPREAD = 16
-TEXT = "What moved the market for small language models this quarter, and why?"
+# What calls may bring: the first is usual, and the ratios of the other are printed once beside it.
+CREDENTIALS = ("jwt", "key")
 
 
 def body(agent_id: str, text: str = TEXT) -> dict[str, object]:
@@ -167,6 +169,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each side in a round, from 2 up")
+    parser.add_argument(
+        "--auth", choices=CREDENTIALS, default=CREDENTIALS[0], help="what calls bring: access tokens, or API keys"
+    )
     options = parser.parse_args()
     if options.seconds < 2:
         parser.error("--seconds must be 2 or more: a call of the slow mix takes one")
@@ -181,13 +186,15 @@ def main() -> None:
             running.ask(name).raise_for_status()
         start_bare(running, agents)
         sides = Sides(running, options.rounds, options.seconds)
+        authenticate(running, options.auth)
         for side in ("bare", "governed"):
             sides.run(side, agents[:1], 16, 2)
-        result: dict[str, object] = {}
+        result: dict[str, object] = {"auth": options.auth}
         alone: list[float] = []
         at_64: list[Measured] = []
         for connections in (1, 16, 64):
             progress(f"{connections} connections to one agent")
+            authenticate(running, options.auth)  # a token lasts for some minutes only
             measured = sides.compare(agents[:1], connections)
             result[f"c{connections}"] = summary(measured)
             alone.append(agent_only(options.seconds))
@@ -195,11 +202,20 @@ def main() -> None:
         result["agent_only_per_s"] = round(statistics.median(alone), 1)
         result["of_agent_only"] = round(statistics.median(m.rps for m in at_64) / statistics.median(alone), 3)
         progress(f"64 connections over {SPREAD} agents")
+        authenticate(running, options.auth)
         result["spread"] = summary(sides.compare(agents, 64))
         progress("streamed answers")
         result["stream"] = sides.streams(agents[0])
+        authenticate(running, options.auth)
         progress("a tenth of the calls take a second")
         result["slow_mix"] = {"p50_ratio": slow_mix(sides, agents[0])}
+        progress("the burst of one tenant")
+        result["burst"] = burst(running, options.rounds, options.seconds)
+        for other in CREDENTIALS:
+            if other != options.auth:
+                progress(f"the same with {other}")
+                authenticate(running, other)
+                result[f"with_{other}"] = {f"c{c}": summary(sides.compare(agents[:1], c)) for c in (1, 64)}
     emit(result)
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+
 from tests.servers.cluster import RunningCluster, running_cluster
 
 
@@ -21,6 +23,20 @@ def cluster(**settings: object) -> Iterator[RunningCluster]:
         running_cluster(Path(folder) / "home", **settings) as running,
     ):
         yield running
+
+
+def access_token(url: str, key: str) -> str:
+    """Return a fresh access token for an API key; it is taken for some minutes."""
+    form = {"grant_type": "client_credentials"}
+    answer = httpx.post(f"{url}/oauth/token", data=form, headers={"authorization": f"Bearer {key}"}, timeout=60)
+    answer.raise_for_status()
+    return str(answer.json()["access_token"])
+
+
+def authenticate(running: RunningCluster, kind: str) -> None:
+    """Have the calls of a benchmark bring the home's API key (`key`), or an access token that was got with it now (`jwt`)."""
+    key = (running.settings.secret_dir / "api-key").read_text().strip()
+    running.key = key if kind == "key" else access_token(running.state.http_url, key)
 
 
 def emit(result: dict[str, object]) -> None:

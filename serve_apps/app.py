@@ -20,6 +20,9 @@ from serve_apps.chat import ChatRequest
 from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
 from serve_apps.gang_routes import GangRoutes
+from serve_apps.mcp import McpMessage
+from serve_apps.mcp_routes import PATH as MCP
+from serve_apps.mcp_routes import McpRoutes
 from serve_apps.native_routes import NativeRoutes
 from serve_apps.oauth_routes import OAuthRoutes
 from serve_apps.openai_routes import OpenAIRoutes
@@ -49,9 +52,13 @@ class Application:
         self._app = app
         self._calls = calls
 
+    def is_call(self, scope: Scope) -> bool:
+        """Whether a request takes the short way."""
+        return scope["type"] == "http" and (scope["method"], scope["path"]) in self._calls
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as ASGI has it."""
-        endpoint = self._calls.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        endpoint = self._calls[scope["method"], scope["path"]] if self.is_call(scope) else None
         if endpoint is None:
             await self._app(scope, receive, send)
         else:
@@ -109,6 +116,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("POST", f"{run}/cancel", runs.cancel_run, None, (200,)),
         ("DELETE", run, runs.delete_run, None, (200,)),
         ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
+        ("POST", MCP, McpRoutes(edge).message, McpMessage, (200, 202)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/api/v1/limits", native.limits, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),

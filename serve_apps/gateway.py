@@ -12,7 +12,7 @@ from actors.heap import settle
 from actors.invoker import Invoker
 from actors.leases import Leases
 from actors.ray_actors import HEAD_RESOURCE
-from actors.ray_internals import bind_replica_server_to
+from actors.ray_internals import answer_before_serve, bind_replica_server_to
 from cluster import wiring
 from cluster.clock import SystemClock
 from cluster.settings import Settings
@@ -73,7 +73,8 @@ class Gateway:
             idempotency=build_idempotency(settings, journal),
         )
         self._wait = LoopWait()
-        _SWITCH.app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))
+        _SWITCH.app = app = create_app(self._edge, wiring.build_authorization_server(settings, self._edge.keep))
+        answer_before_serve(app, app.is_call)
         settle(collect=True)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps.chat import ChatRequest
+from serve_apps.mcp import McpMessage
 from serve_apps.native_routes import IF_MATCH_PATTERN
 from serve_apps.responses import ResponseRequest
 from serve_apps.run_requests import RunBody
@@ -21,6 +22,7 @@ from serve_apps.run_requests import RunBody
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
     ResponseRequest,
+    McpMessage,
     RegistrationRequest,
     GangRequest,
     TenantRequest,
@@ -233,8 +235,16 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         }
     if name == "follow_run":
         done = {"text/event-stream": {"schema": {"type": "string", "description": "`text` events, then one `end`."}}}
+    if body is McpMessage:
+        done["text/event-stream"] = {
+            "schema": {"type": "string", "description": "Progress, then the answer, for who asks for it."}
+        }
+        # JSON-RPC has errors of its own, beside those of HTTP.
+        problem["application/json"] = {"schema": {"type": "object"}}
     extra: dict[str, Any] = {
-        "responses": {str(s): {"description": "Done", "content": done} for s in statuses}
+        "responses": {
+            str(s): {"description": "Done"} | ({} if s == 202 and body is McpMessage else {"content": done}) for s in statuses
+        }
         | {"4XX": {"description": "Refused", "content": problem}, "5XX": {"description": "Failed", "content": problem}},
     }
     if not path.startswith("/health/"):

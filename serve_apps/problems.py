@@ -29,6 +29,9 @@ def problem_response(error: SovereignError, *, openai: bool, request_id: str, oa
     if error.retry_after_s is not None or error.status == 429:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1)))
     if openai:
+        if not error.retryable and (error.status == 409 or error.status >= 500):
+            # OpenAI's clients ask again by themselves on these, which would be work and a bill for nothing.
+            headers["x-should-retry"] = "false"
         body: dict[str, Any] = {"error": openai_error(error)}
         media = "application/json"
     else:

@@ -27,7 +27,12 @@ from serve_apps.edge import Edge
 from serve_apps.runs import build_runs
 from tests.gates import open_gate
 
-AGENT = {"agent_id": "planner", "created_at": "2026-01-02T03:04:05+00:00"}
+AGENT = {
+    "agent_id": "planner",
+    "agent_type": "planner",
+    "capabilities": ["conversation"],
+    "created_at": "2026-01-02T03:04:05+00:00",
+}
 _FIELDS = [name for name in Call.__dataclass_fields__ if name in CallOrder.__dataclass_fields__]
 
 

@@ -20,6 +20,7 @@ class AnswerMismatchError(ModelFailedError):
     """The model was asked twice, and neither answer was of the form that the caller asked for."""
 
     code = "answer_mismatch"
+    retryable = False
 
 
 class AnswerSchema:

@@ -33,7 +33,12 @@ class SqliteCheckpointStore:
         if self._saver is None:
             async with self._opening:
                 if self._saver is None:
-                    self._saver = await self._open()
+                    opening = asyncio.ensure_future(self._open())
+                    try:
+                        await asyncio.shield(opening)
+                    finally:
+                        # Also for a call that is given up meanwhile: a connection halfway open would be nobody's.
+                        self._saver = await opening
         return self._saver
 
     async def forget_steps(self, thread_id: str) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import subprocess
 import sys
 
+import httpx
+import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actors.ray_internals import answer_before_serve
 from tests.servers.cluster import RunningCluster, eventually
 
 PRESTART = """
@@ -76,3 +84,42 @@ def test_the_pool_is_refilled_after_a_take(cluster: RunningCluster) -> None:
     taken = {p.pid for p in cluster.processes("AgentActor")}
     assert idle & taken, "the agent did not start in an idle worker"
     eventually(lambda: {p.pid for p in cluster.processes("ray::IDLE")} - idle)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Serve's own, when it is imported
+async def test_calls_pass_serve_by_and_are_waited_for_when_its_server_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve's HTTP server asks our application first, and stops only when the call that is under way has its answer."""
+    from ray.serve._private import http_util
+    from ray.serve.config import HTTPOptions
+
+    monkeypatch.setattr(http_util, "_apply_middlewares", http_util._apply_middlewares)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
+
+    async def calls(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await go_on.wait()
+        await Response("ours")(scope, receive, send)
+
+    answer_before_serve(calls, lambda scope: scope["path"] == "/call")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    task, server = await http_util.start_asgi_http_server(
+        Response("Serve's"), HTTPOptions(host="127.0.0.1", port=port), event_loop=asyncio.get_running_loop()
+    )
+    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        assert [(await http.get(path)).text for path in ("/call", "/-/healthz")] == ["ours", "Serve's"]
+        begun.clear()
+        go_on.clear()
+        call = asyncio.ensure_future(http.get("/call"))
+        await begun.wait()
+        server.should_exit = True
+        while server.servers[0].sockets:  # noqa: ASYNC110  # the same
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+        assert (await call).text == "ours"
+    await task

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import msgpack
 import pytest
 
 from actors.wire import CallAnswer, CallOrder, Usage
+from cluster.agents.client_tools import ClientTools
 from cluster.errors import InvalidRequestError
 
 ORDER = CallOrder(invocation_id="i", messages=[{"role": "user", "content": "grüße"}], thread_id="t", queue_us=3)
@@ -18,6 +20,31 @@ def test_order_and_answer_come_back_as_they_went() -> None:
     """Both survive the wire unchanged."""
     assert CallOrder.from_bytes(ORDER.to_bytes()) == ORDER
     assert CallAnswer.from_bytes(ANSWER.to_bytes()) == ANSWER
+
+
+def test_what_few_calls_ask_for_travels_with_those_alone() -> None:
+    """A plain call and answer are what an earlier release sends and takes (control: what to_bytes leaves out)."""
+    rich = replace(
+        ORDER,
+        model_settings={"seed": 1},
+        client_tools=ClientTools([{"name": "weather"}], named="weather", parallel=False),
+        response_schema={"type": "object"},
+        instructions="Be brief.",
+        after="i0",
+    )
+    assert CallOrder.from_bytes(rich.to_bytes()) == rich
+    called = replace(ANSWER, tool_calls=[{"id": "c", "name": "weather", "arguments": "{}"}])
+    assert CallAnswer.from_bytes(called.to_bytes()) == called
+    assert msgpack.unpackb(rich.to_bytes()).keys() - msgpack.unpackb(ORDER.to_bytes()).keys() == {
+        "model_settings",
+        "client_tools",
+        "response_schema",
+        "instructions",
+        "after",
+    }
+    assert "tool_calls" not in msgpack.unpackb(ANSWER.to_bytes())
+    with pytest.raises(InvalidRequestError):
+        CallOrder.from_bytes(msgpack.packb(msgpack.unpackb(ORDER.to_bytes()) | {"client_tools": {"surprise": 1}}))
 
 
 def test_totals_count_every_class_once() -> None:

@@ -19,6 +19,8 @@ from tests.governors import facts
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
 NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+CALL_TOOL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
+CALL_TOOL |= {"params": {"name": "<agent_id>", "arguments": {"text": "hello"}}}
 NOBODYS |= {"response_id": f"resp_{'0' * 36}", "run_id": "0" * 36}
 GANG = {"gang_id": "crew", "agents": [AGENT | {"agent_id": f"crew-{n}"} for n in range(2)]}
 
@@ -50,6 +52,7 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /v1/responses/{response_id}": ({}, None),
     "POST /v1/responses/{response_id}/cancel": ({}, None),
     "DELETE /v1/responses/{response_id}": ({}, None),
+    "POST /mcp": ({}, CALL_TOOL),
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
@@ -83,7 +86,7 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
 }
 # What names something that is another's is not there; what only operators may do is refused before anything is looked at.
 _NAMED = ("{agent_id}", "{gang_id}", "{run_id}", "{response_id}", "{model}", "keys", "POST /v1/")
-FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)}
+FOREIGN = {name: 404 for name in ROUTES if any(part in name for part in _NAMED)} | {"POST /mcp": 200}
 FOR_OPERATORS = {name: 403 for name in ROUTES if "tenants" in name}
 
 

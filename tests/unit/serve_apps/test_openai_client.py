@@ -112,6 +112,8 @@ async def test_an_answer_that_stays_wrong_is_an_error(client: AsyncOpenAI) -> No
     with pytest.raises(openai.APIStatusError) as caught:
         await client.chat.completions.parse(model="planner", messages=messages, response_format=Place)
     assert (caught.value.status_code, caught.value.code) == (502, "answer_mismatch")
+    # The client would ask again by itself, and have the model asked twice more each time.
+    assert caught.value.response.headers["x-should-retry"] == "false"
     form: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": Place.model_json_schema()}}
     with pytest.raises(openai.APIError, match="did not answer in the form"):
         async for _ in await ask(client, messages, response_format=form, stream=True):
