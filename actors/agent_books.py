@@ -15,6 +15,7 @@ from typing import Any
 from actors.channel.incoming_call import Why
 from actors.start_order import StartOrder
 from actors.wire import CallOrder, Usage
+from cluster.agents.budget import Budget
 from cluster.agents.call import Call, CallMeter
 from cluster.agents.cpu_accounting import CpuAccountant
 from cluster.clock import Clock
@@ -26,6 +27,9 @@ from cluster.journal.gate import JournalGate
 from cluster.journal.owed import OwedFacts
 from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
 from cluster.journal.writer import JournalWriter
+from cluster.limits.call_budget import CallBudget
+from cluster.limits.price_card import Quantities
+from cluster.limits.worst_case import cpu_time_at_most
 from cluster.telemetry.metrics import Metrics, Stage
 
 log = logging.getLogger(__name__)
@@ -38,7 +42,7 @@ FIRST_CALL_US = 5_000_000
 LAST_CALLS = 64
 # A call under which the process closes is as lost as one under which it dies.
 _STOPPED: dict[Why, Outcome] = {"deadline": Outcome.DEADLINE, "closing": Outcome.LOST}
-_LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large")
+_LIMITS = ("iteration_limit", "out_of_memory", "payload_too_large", "call_budget_exceeded")
 
 
 class AgentBooks:
@@ -184,6 +188,8 @@ class CallBooks:
             project_id=order.project_id,
             depth=order.depth,
             ends_ns=time.monotonic_ns() + int(deadline_s * 1e9),
+            budget=_budget(books.order, order, deadline_s),
+            reservation_id=order.reservation_id,
         )
 
     def admit(self) -> None:
@@ -221,6 +227,14 @@ class CallBooks:
             )
         return self._used
 
+    def spent(self) -> tuple[int, int]:
+        """What it took of the reservation, with what its sub-calls took; for an admitted call that has ended."""
+        used = self.used()
+        if self.call.budget is None:
+            return (0, 0)
+        spent = self.call.budget.spent(quantities(used))
+        return spent.tokens, spent.micro_usd
+
     def settle(self, outcome: Outcome) -> None:
         """Write the last fact, once, before the caller hears anything. Who was cut off by the platform does not pay."""
         books, order, meter, used = self._books, self._order, self.meter, self.used()
@@ -257,13 +271,35 @@ class CallBooks:
             provider_usage_raw=json.dumps(meter.provider_usage) if meter.provider_usage else None,
         )
         before_us = books.clock.monotonic_us()
-        books.settle(Fact(Stream.USAGE, event.to_body()), lambda: Fact(Stream.USAGE, _unheard(event).to_body()))
+        # For those who reserved for it and do not hear its answer; no part of the row.
+        spent = {"spent": self.spent()} if self.call.budget is not None else {}
+        books.settle(Fact(Stream.USAGE, event.to_body() | spent), lambda: Fact(Stream.USAGE, _unheard(event).to_body() | spent))
         books.metrics.stage(Stage.JOURNAL, books.clock.monotonic_us() - before_us)
         books.metrics.stage(Stage.QUEUE, meter.turn_wait_us)
         books.metrics.stage(Stage.AGENT_RUN, used.latency_us)
         if used.tool_calls:
             books.metrics.stage(Stage.TOOL, meter.tools_us)
         books.metrics.call(books.order.tenant, outcome.value, used.latency_us, order.recorded_trace)
+
+
+def _budget(started: StartOrder, order: CallOrder, deadline_s: float) -> CallBudget | None:
+    reserved = Budget(order.budget_tokens, order.budget_micro_usd)
+    if not reserved:
+        return None
+    return CallBudget(started.price, reserved, cpu_us=cpu_time_at_most(deadline_s, started.record.spec.resources.cpu_milli))
+
+
+def quantities(used: Usage) -> Quantities:
+    """Return what a call used as what prices are for."""
+    return Quantities(
+        used.tokens_input_uncached,
+        used.tokens_cache_read,
+        used.tokens_cache_write,
+        used.tokens_output,
+        used.tokens_reasoning,
+        used.tool_calls,
+        used.cpu_us,
+    )
 
 
 def _unheard(event: UsageEvent) -> UsageEvent:

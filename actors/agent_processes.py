@@ -300,7 +300,9 @@ class AgentProcesses:
     async def _start_alone(self, key: Key, tenant: TenantId, agent: AgentId, place: object | None) -> AgentProcess:
         with bind(tenant=tenant, agent=agent), span("start_agent", attributes={"gen_ai.agent.id": str(agent)}):
             record, generation = await self._begin(key, tenant, agent)
-            order = StartOrder(self._settings, key[0], record, generation, self._registrar.egress_hosts(record))
+            order = StartOrder(
+                self._settings, key[0], record, generation, self._registrar.egress_hosts(record), self._registrar.price_of(record)
+            )
             try:
                 if place is None:
                     self.nodes.require(record.spec)

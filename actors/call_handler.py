@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from actors.agent_books import AgentBooks, CallBooks, outcome_of
 from actors.channel import IncomingCall
 from actors.wire import CallAnswer, CallOrder
+from cluster.errors import SovereignError
 from cluster.journal.usage_event import Outcome
 from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import bind
@@ -36,7 +37,11 @@ class CallHandler:
         order = CallOrder.from_bytes(incoming.payload)
         started = self._books.order
         entry = CallBooks(self._books, order, incoming.deadline_s)
-        entry.admit()
+        try:
+            entry.admit()
+        except SovereignError as error:
+            error.spent = (0, 0)
+            raise
         spec, parent = started.record.spec, order.traceparent
         attributes: dict[str, tracing.Value] = {
             "gen_ai.operation.name": "invoke_agent",
@@ -55,6 +60,8 @@ class CallHandler:
                 answer = await self._result(entry, incoming)
             except BaseException as error:
                 entry.settle(outcome_of(error, incoming.why))
+                if isinstance(error, SovereignError):
+                    error.spent = entry.spent()
                 raise
             used = entry.used()
             traced.set({"gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens})
@@ -67,7 +74,8 @@ class CallHandler:
         if incoming.why:
             raise asyncio.CancelledError  # somebody swallowed it; the caller hears all the same that the call was ended
         meter = entry.meter
-        answer = CallAnswer(text, meter.finish_reason, meter.model, entry.used(), meter.client_calls).to_bytes()
+        spent = entry.spent()
+        answer = CallAnswer(text, meter.finish_reason, meter.model, entry.used(), meter.client_calls, spent).to_bytes()
         incoming.check_result(answer)
         return answer
 

@@ -17,6 +17,7 @@ import orjson
 
 from actors.directory import Directory, Governance
 from actors.invoker import Invocation, Invoker
+from actors.leases import Leases
 from actors.wire import CallAnswer
 from cluster.identity.ids import ProjectId, TenantId, uuid7
 from cluster.identity.principal import Principal
@@ -30,11 +31,11 @@ MAX_CALLS = 1_000
 class GovernanceClient:
     """Registers, finds, calls and removes the agents of one tenant."""
 
-    def __init__(self, governance: Governance, principal: Principal, *, parent_invocation_id: str = "") -> None:
+    def __init__(self, governance: Governance, principal: Principal, leases: Leases, *, parent_invocation_id: str = "") -> None:
         self._governance = governance
         self._principal = principal
         self._parent_invocation_id = parent_invocation_id
-        self._invoker = Invoker(Directory(governance), places=MAX_CALLS)
+        self._invoker = Invoker(Directory(governance), places=MAX_CALLS, leases=leases)
 
     async def register_agent(
         self,
@@ -180,4 +181,6 @@ async def connect(
         subject or given.subject,
         given.scopes,
     )
-    return GovernanceClient(Governance(), principal, parent_invocation_id="" if job is None else job.run)
+    return GovernanceClient(
+        Governance(), principal, Leases(settings or Settings.load()), parent_invocation_id="" if job is None else job.run
+    )

@@ -24,6 +24,7 @@ from cluster.errors import (
     AgentLostError,
     DeadlineExceededError,
     GrantRefusedError,
+    SovereignError,
     StaleGenerationError,
     UnavailableError,
     from_problem,
@@ -232,6 +233,13 @@ class Directory:
         await asyncio.gather(*(c.close() for c in self._clients.values()))
 
     async def _link(self, key: LinkKey, principal: Principal, ends: float, conversation: str | None) -> Link:
+        try:
+            return await self._find(key, principal, ends, conversation)
+        except SovereignError as error:
+            error.spent = (0, 0)  # nothing was sent
+            raise
+
+    async def _find(self, key: LinkKey, principal: Principal, ends: float, conversation: str | None) -> Link:
         known = self._known.get(key)
         if known is not None and (links := known.usable()):
             if len(links) < len(known.links) or known.stale_at < time.monotonic():
@@ -305,4 +313,6 @@ class Directory:
 
     @staticmethod
     def _moved(agent_id: str) -> UnavailableError:
-        return UnavailableError(f"Agent {agent_id} is moving and did not settle.", hint="Retry in a moment.", retry_after_s=1)
+        error = UnavailableError(f"Agent {agent_id} is moving and did not settle.", hint="Retry in a moment.", retry_after_s=1)
+        error.spent = (0, 0)
+        return error

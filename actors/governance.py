@@ -37,6 +37,7 @@ from cluster.errors import ConflictError, FieldError, NotFoundError, SovereignEr
 from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
+from cluster.limits.terms import bounds_to_json
 from cluster.settings import Settings
 from cluster.telemetry import tracing
 from cluster.telemetry.ecs_log import configure_logging
@@ -172,6 +173,19 @@ class GovernanceActor:
         who = Principal.from_json(principal)
         record = await self._run(partial(self._registrar.get, who.tenant, AgentId.parse(agent_id, "agent_id")))
         return self._public(who.tenant, record)
+
+    @_answered
+    async def terms(self, tenant: str, agent_id: str) -> dict[str, Any]:
+        """Return what bounds the calls of an agent; for the limiter."""
+        await self._prepared()
+        terms = await self._run(partial(self._registrar.terms, TenantId(tenant), AgentId.parse(agent_id, "agent_id")))
+        return terms.to_json()
+
+    @_answered
+    async def tenant_bounds(self, tenant: str) -> list[list[Any]]:
+        """Return what bounds all calls of a tenant together; for the limiter."""
+        await self._prepared()
+        return bounds_to_json(await self._run(partial(self._registrar.tenant_bounds, TenantId(tenant))))
 
     @_answered
     async def list(self, principal: str, after: str, limit: int) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.directory import AgentStream, Directory
+from actors.leases import Leases, Reservation
 from actors.wire import CallAnswer, CallOrder
+from cluster.agents.budget import NO_BUDGET, Budget
 from cluster.agents.client_tools import ClientTools
-from cluster.errors import DeadlineExceededError, OverloadedError
+from cluster.errors import DeadlineExceededError, OverloadedError, SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
@@ -44,6 +46,9 @@ class Invocation:
     request_id: str = ""
     trace_id: str = ""
     parent_invocation_id: str = ""
+    # What a sub-call may spend of its caller's reservation, and the name under which; other calls get their own.
+    reservation_id: str = ""
+    budget: Budget = NO_BUDGET
     # Names the call in journals, the lake and answers; a call that is sent again after it began needs another.
     invocation_id: str = field(default_factory=uuid7)
     # Whether giving it up waits until the agent has stopped and its last fact is written.
@@ -65,6 +70,9 @@ class Invocation:
             traceparent=traceparent(),
             project_id=str(self.principal.project),
             parent_invocation_id=self.parent_invocation_id,
+            reservation_id=self.reservation_id,
+            budget_tokens=self.budget.tokens,
+            budget_micro_usd=self.budget.micro_usd,
             queue_us=(time.monotonic_ns() - self.came_ns) // 1_000,
             thread_id=self.conversation_id,
             max_output_tokens=self.max_output_tokens,
@@ -89,15 +97,31 @@ class _Place:
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
-    def __init__(self, stream: AgentStream, invoker: Invoker, place: _Place, *, until_stopped: bool = False) -> None:
+    def __init__(
+        self,
+        stream: AgentStream,
+        invoker: Invoker,
+        place: _Place,
+        reservation: Reservation | None = None,
+        *,
+        until_stopped: bool = False,
+    ) -> None:
         self._stream = stream
         self._invoker: Invoker | None = invoker
         self._place = place
+        self._reservation = reservation
+        # What the call spent, once somebody said.
+        self._spent: tuple[int, int] | None = None
         self._until_stopped = until_stopped
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        async for piece in self._stream:
-            yield piece.decode("utf-8", "replace")
+        try:
+            async for piece in self._stream:
+                yield piece.decode("utf-8", "replace")
+        except SovereignError as error:
+            self._spent = error.spent
+            raise
+        self._spent = self.answer.spent
 
     @property
     def ended(self) -> bool:
@@ -124,10 +148,11 @@ class InvocationStream:
                     await self._stream.stopped()
             finally:
                 invoker._leave(self._place)
+                invoker._settle(self._reservation, self._spent)
 
 
 class Invoker:
-    """Calls agents, within what this process may have under way at once, fairly between tenants. For one event loop."""
+    """Calls agents: fairly between tenants, within its places and within what its leases let it spend. For one event loop."""
 
     def __init__(
         self,
@@ -136,15 +161,18 @@ class Invoker:
         places: int,
         waiting: int = 0,
         gate: JournalGate | None = None,
+        leases: Leases | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         """Have at most `places` calls under way and `waiting` waiting; with `gate` take none on that can't be recorded.
 
-        Where nothing may wait, one tenant may have all places.
+        Where nothing may wait, one tenant may have all places. Without `leases` it is for sub-calls, which draw on their
+        callers' reservations.
         """
         self._directory = directory
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
         self._gate = gate
+        self.leases = leases
         self._metrics = metrics
 
     @property
@@ -161,22 +189,31 @@ class Invoker:
         """Return the agent's whole answer; its usage fact is in the journal before that.
 
         Raises OverloadedError at once when as many calls of the tenant wait as may, JournalFullError when the node can record
-        no more, DeadlineExceededError, and what the agent raised or kept the call from it. Cancelling it stops the agent's
-        work.
+        no more, BudgetExceededError or RateLimitedError when the call can't be paid or comes too early, DeadlineExceededError,
+        and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
         """
         place = await self._enter(invocation)
+        reservation, spent = None, None
         try:
-            answer = await self._directory.call(
-                invocation.principal,
-                invocation.agent_id,
-                invocation.order().to_bytes(),
-                deadline_s=invocation.left_s(),
-                conversation=invocation.conversation_id,
-                until_stopped=invocation.until_stopped,
+            reservation, invocation = await self._reserve(invocation)
+            answer = CallAnswer.from_bytes(
+                await self._directory.call(
+                    invocation.principal,
+                    invocation.agent_id,
+                    invocation.order().to_bytes(),
+                    deadline_s=invocation.left_s(),
+                    conversation=invocation.conversation_id,
+                    until_stopped=invocation.until_stopped,
+                )
             )
+            spent = answer.spent
+        except SovereignError as error:
+            spent = error.spent
+            raise
         finally:
             self._leave(place)
-        return CallAnswer.from_bytes(answer)
+            self._settle(reservation, spent)
+        return answer
 
     async def open(self, invocation: Invocation) -> InvocationStream:
         """Return the answer as a stream, once its first piece or its end is there; it holds a place until `aclose`.
@@ -184,7 +221,9 @@ class Invoker:
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
         place = await self._enter(invocation)
+        reservation, spent = None, None
         try:
+            reservation, invocation = await self._reserve(invocation)
             stream = await self._directory.stream(
                 invocation.principal,
                 invocation.agent_id,
@@ -193,14 +232,29 @@ class Invoker:
                 conversation=invocation.conversation_id,
                 until_stopped=invocation.until_stopped,
             )
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, SovereignError):
+                spent = error.spent
             self._leave(place)
+            self._settle(reservation, spent)
             raise
-        return InvocationStream(stream, self, place, until_stopped=invocation.until_stopped)
+        return InvocationStream(stream, self, place, reservation, until_stopped=invocation.until_stopped)
+
+    async def _reserve(self, invocation: Invocation) -> tuple[Reservation | None, Invocation]:
+        if self.leases is None or invocation.reservation_id:
+            return None, invocation
+        reservation = await self.leases.reserve(invocation)
+        return reservation, replace(invocation, reservation_id=reservation.reservation_id, budget=reservation.budget)
+
+    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
+        if reservation is not None and self.leases is not None:
+            self.leases.settle(reservation, spent)
 
     async def aclose(self) -> None:
-        """Close the connections to agents."""
+        """Close the connections to agents, and give the leases back."""
         await self._directory.aclose()
+        if self.leases is not None:
+            await self.leases.aclose()
 
     async def _enter(self, invocation: Invocation) -> _Place:
         if self._gate is not None:

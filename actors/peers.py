@@ -7,9 +7,10 @@ from typing import Final
 
 from actors.directory import Directory, Governance
 from actors.invoker import Invocation, Invoker
-from cluster.agents.call import Call
-from cluster.errors import DeadlineExceededError
-from cluster.identity.ids import AgentId, ProjectId, TenantId
+from cluster.agents.budget import NO_BUDGET, Budget
+from cluster.agents.call import CURRENT_METER, Call
+from cluster.errors import DeadlineExceededError, SovereignError
+from cluster.identity.ids import AgentId, ProjectId, TenantId, uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 
@@ -41,6 +42,9 @@ class PeerInvoker:
             agent=self._agent_id,
             depth=call.depth + 1,
         )
+        invocation_id, lent = uuid7(), NO_BUDGET
+        if call.budget is not None:
+            lent = call.budget.lend(CURRENT_METER.get().quantities())
         invocation = Invocation(
             who,
             AgentId.parse(agent_id, "agent_id"),
@@ -48,10 +52,24 @@ class PeerInvoker:
             left_s,
             request_id=call.request_id,
             parent_invocation_id=call.invocation_id,
+            # Of its own, so that each of the two ends once; it begins with its caller's, by which both are found.
+            reservation_id=f"{call.reservation_id}.{invocation_id}" if lent else "",
+            budget=lent,
+            invocation_id=invocation_id,
             # A call has not stopped while anything of it runs.
             until_stopped=True,
         )
-        return (await self._invoker.run(invocation)).text
+        spent: Budget | None = None
+        try:
+            answer = await self._invoker.run(invocation)
+            spent = Budget(*answer.spent)
+        except SovereignError as error:
+            spent = None if error.spent is None else Budget(*error.spent)
+            raise
+        finally:
+            if call.budget is not None:
+                call.budget.repaid(lent, spent)
+        return answer.text
 
     async def aclose(self) -> None:
         """Close the connections to other agents."""

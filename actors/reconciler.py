@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from actors.agent_processes import AgentProcesses
 from actors.background import Runner
+from actors.limiter import LIMITER
 from actors.local_model import NAME as LOCAL_MODEL
 from actors.ray_environment import NAMESPACE
 from actors.ray_internals import JOB_ID_KEY, JOB_SUPERVISORS, SERVE_ACTORS, SERVE_CONTROLLER, ControlStore
@@ -44,6 +45,7 @@ class Reconciler:
         self._reconciliation = Reconciliation()
         self._parts = (
             Place(NAMESPACE, own_name),
+            Place(NAMESPACE, LIMITER),
             Place(NAMESPACE, LOCAL_MODEL),
             Place(NAMESPACE, shipper_name("")),
             Place(*SERVE_ACTORS),

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from cluster.agents.record import AgentRecord
+from cluster.limits.price_card import NO_PRICE, Price
 from cluster.settings import Settings
 
 
@@ -19,6 +20,8 @@ class StartOrder:
     generation: int
     # The hosts that its tools may fetch from, as the policy in force names them.
     egress_hosts: tuple[str, ...] = ()
+    # What its model costs, by the policy in force when it started.
+    price: Price = NO_PRICE
 
     @property
     def key(self) -> tuple[str, str]:
@@ -39,6 +42,7 @@ class StartOrder:
                 "record": self.record.to_json(),
                 "generation": self.generation,
                 "egress_hosts": self.egress_hosts,
+                "price": self.price.to_json(),
             }
         ).encode()
 
@@ -52,4 +56,5 @@ class StartOrder:
             record=AgentRecord.from_json(d["record"]),
             generation=d["generation"],
             egress_hosts=tuple(d["egress_hosts"]),
+            price=Price(**d.get("price", {})),
         )

@@ -1,12 +1,12 @@
 """What travels inside a call frame and its answer: msgpack, versioned, nothing that could run.
 
 call    {"v": 1, "invocation_id", "request_id", "trace_id", "traceparent", "project_id", "parent_invocation_id", "reservation_id",
-         "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"}, and where they are asked for
-         "model_settings", "client_tools": {"functions", "required", "named", "parallel"}, "response_schema", "instructions",
-         "after"
+         "budget_tokens", "budget_micro_usd", "queue_us", "messages", "thread_id", "max_output_tokens", "temperature", "depth"},
+         and where they are asked for "model_settings", "client_tools": {"functions", "required", "named", "parallel"},
+         "response_schema", "instructions", "after"
 chunk   the next piece of the answer's text, UTF-8
-result  {"v": 1, "text", "finish_reason", "model", "usage": {…}}, and "tool_calls" where they ended the turn;
-        the text is empty when it was streamed
+result  {"v": 1, "text", "finish_reason", "model", "usage": {…}, "spent": [tokens, micro_usd]}, and "tool_calls" where they
+        ended the turn; the text is empty when it was streamed
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class CallOrder:
     traceparent: str = ""
     project_id: str = "default"
     parent_invocation_id: str = ""
+    # What is reserved for it, under which name; 0 is no bound.
     reservation_id: str = ""
+    budget_tokens: int = 0
+    budget_micro_usd: int = 0
     # Microseconds that the call waited at the way in.
     queue_us: int = 0
     thread_id: str | None = None
@@ -119,6 +122,8 @@ class CallAnswer:
     usage: Usage = field(default_factory=Usage)
     # The calls of the caller's own functions that ended the turn: {"id", "name", "arguments"}.
     tool_calls: list[dict[str, str]] = field(default_factory=list)
+    # Of what was reserved for it, sub-calls included: tokens and micro-dollars.
+    spent: tuple[int, int] = (0, 0)
 
     def to_bytes(self) -> bytes:
         """Return the result frame's body; what of its text is no Unicode (half of a surrogate pair) is "?" in it."""
@@ -133,7 +138,7 @@ class CallAnswer:
         """Return the answer; raises InvalidRequestError when the body is not one."""
         document = _unpack(data)
         try:
-            return cls(**(document | {"usage": Usage(**document["usage"])}))
+            return cls(**(document | {"usage": Usage(**document["usage"]), "spent": tuple(document.get("spent", (0, 0)))}))
         except (TypeError, KeyError):
             raise InvalidRequestError("The agent's answer has unknown or missing fields.") from None
 

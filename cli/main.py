@@ -14,6 +14,7 @@ from cli import (
     invoke,
     job,
     keys,
+    limits,
     logs,
     nodes,
     policy,
@@ -52,6 +53,7 @@ app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
 app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
+app.command()(limits.limits)
 app.command()(audit.audit)
 app.command()(upgrade.upgrade)
 app.command()(verify.verify)

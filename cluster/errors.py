@@ -41,6 +41,8 @@ class SovereignError(Exception):
         self.hint = hint
         self.errors = tuple(errors)
         self.retry_after_s = retry_after_s
+        # Of what was reserved for the call that it ended: tokens and micro-dollars; None when nobody said. Not for clients.
+        self.spent: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         lines = [self.detail]
@@ -316,9 +318,13 @@ def from_problem(problem: dict[str, Any]) -> SovereignError:
     kinds = {c.code: c for c in reversed(_subclasses(SovereignError)[1:])}
     kind = kinds.get(str(problem.get("code")), InternalError)
     fields = [FieldError(str(e.get("field")), str(e.get("message"))) for e in problem.get("errors", ())]
-    return kind(
+    error = kind(
         str(problem.get("detail", "")),
         hint=str(problem.get("hint", "")),
         errors=fields,
         retry_after_s=problem.get("retry_after_s"),
     )
+    if "spent" in problem:
+        tokens, micro_usd = problem["spent"]
+        error.spent = (int(tokens), int(micro_usd))
+    return error

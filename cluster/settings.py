@@ -261,6 +261,11 @@ class Settings(BaseSettings):
         return self.node_dir / "journal"
 
     @property
+    def lease_dir(self) -> Path:
+        """The journals of this node's processes that hold leases on budgets; they are not shipped."""
+        return self.node_dir / "leases"
+
+    @property
     def coordination_path(self) -> Path:
         """The SQLite file behind the embedded coordination port."""
         return self.home / "coordination.sqlite"

@@ -401,6 +401,13 @@ def open_journal(settings: Settings, writer_id: str) -> JournalWriter:
     return JournalWriter(settings.journal_dir, writer_id, epoch, clock=SystemClock(), sync_ms=settings.journal_sync_ms)
 
 
+def open_lease_journal(settings: Settings) -> JournalWriter:
+    """Return a new journal for this process's reservations; nobody ships it, so it is in no list of those that are."""
+    return JournalWriter(
+        settings.lease_dir, process_writer_id("leases"), 1, clock=SystemClock(), sync_ms=settings.journal_sync_ms
+    )
+
+
 def journal_gate(settings: Settings) -> JournalGate:
     """Return what says whether this node may take on anything new.
 

@@ -119,6 +119,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
         ("POST", MCP, McpRoutes(edge).message, McpMessage, (200, 202)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
+        ("GET", "/api/v1/limits", native.limits, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),
         ("GET", "/health/ready", native.ready, None, (200,)),
         *langgraph_table(edge),

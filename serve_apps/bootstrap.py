@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from actors.governance import start_governance
+from actors.limiter import start_limiter
 from actors.local_model import start_local_model
 from actors.nodes import living_starts, nodes_of_ray
 from actors.ray_actors import GOVERNANCE, find, names
@@ -44,11 +45,12 @@ def start(settings: Settings, ports: Ports) -> None:
     _say("starting the shipper and governance")
     shipper = start_shipper(settings, node_id, ports.node_metrics)
     governance = start_governance(settings)
+    limiter = start_limiter(settings)
     model = start_local_model(settings.host, ports.local_model) if settings.local_model else None
     _say("starting the gateway")
     _start_gateway(settings, ports)
     ray.get(shipper.ready.remote(), timeout=READY_TIMEOUT_S)
-    ray.get(governance.ready.remote(), timeout=READY_TIMEOUT_S)
+    ray.get([governance.ready.remote(), limiter.ready.remote()], timeout=READY_TIMEOUT_S)
     if model is not None:
         _say("waiting for the local model")
         ray.get(model.ready.remote(), timeout=READY_TIMEOUT_S)

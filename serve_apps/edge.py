@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from actors.directory import Governance
 from actors.invoker import Invocation, InvocationStream, Invoker
+from actors.leases import Leases
 from actors.wire import CallAnswer
 from cluster.clock import Clock
 from cluster.errors import AdmissionDeniedError, CancelledCallError, InternalError, SovereignError, StorageError
@@ -53,6 +54,7 @@ class Edge:
         authenticator: Authenticator,
         governance: Governance,
         invoker: Invoker,
+        leases: Leases | None = None,
         journal: JournalWriter,
         gate: JournalGate,
         metrics: Metrics,
@@ -63,6 +65,7 @@ class Edge:
         self.settings = settings
         self.governance = governance
         self.invoker = invoker
+        self.leases = leases
         self.gate = gate
         self.metrics = metrics
         self.clock = clock
@@ -131,10 +134,15 @@ class Edge:
                 fault = InternalError("The gateway failed.", hint=f"Tell the operator the request id {exchange.request_id}.")
                 return self.refuse(fault, exchange, request.url.path, openai=openai)
             response.headers["x-request-id"] = exchange.request_id
+            self._say_rate(response, exchange)
             self.metrics.request("openai" if openai else "native", response.status_code)
             return response
 
         return endpoint
+
+    def _say_rate(self, response: Response, exchange: Exchange) -> None:
+        if self.leases is not None and exchange.principal is not None:
+            response.headers.update(self.leases.headers(str(exchange.principal.tenant)))
 
     async def body(self, request: Request, *, limit: int = 0, kind: str = JSON) -> bytes:
         """Return the request's bytes, within the bounds of the settings or `limit`; raises what `read_body` raises."""
@@ -154,7 +162,9 @@ class Edge:
         """Record a refusal and return it as a response; one that can't be recorded is not given, but why it can't be."""
         error = self.record(error, exchange, path)
         self.metrics.request("openai" if openai else "native", error.status)
-        return problem_response(error, openai=openai, oauth=path.startswith("/oauth/"), request_id=exchange.request_id)
+        response = problem_response(error, openai=openai, oauth=path.startswith("/oauth/"), request_id=exchange.request_id)
+        self._say_rate(response, exchange)
+        return response
 
     def record(self, error: SovereignError, exchange: Exchange, path: str) -> SovereignError:
         """Write the one audit fact of a request that was refused here (faults of ours and of agents are not refusals).

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from actors.directory import Directory, Governance
 from actors.heap import settle
 from actors.invoker import Invoker
+from actors.leases import Leases
 from actors.ray_actors import HEAD_RESOURCE
 from actors.ray_internals import answer_before_serve, bind_replica_server_to
 from cluster import wiring
@@ -47,8 +48,14 @@ class Gateway:
         configure_tracing("gateway", settings, metrics.spans_dropped)
         gate = wiring.journal_gate(settings)
         directory = Directory(governance, metrics)
+        leases = Leases(settings)
         invoker = Invoker(
-            directory, places=settings.places, waiting=settings.queue_limit - settings.places, gate=gate, metrics=metrics
+            directory,
+            places=settings.places,
+            waiting=settings.queue_limit - settings.places,
+            gate=gate,
+            leases=leases,
+            metrics=metrics,
         )
         journal = wiring.open_journal(settings, wiring.process_writer_id("gateway"))
         _SWITCH.runs = build_runs(settings, invoker, journal)
@@ -57,6 +64,7 @@ class Gateway:
             authenticator=wiring.build_authenticator(settings),
             governance=governance,
             invoker=invoker,
+            leases=leases,
             journal=journal,
             gate=gate,
             metrics=metrics,

@@ -85,6 +85,12 @@ class NativeRoutes:
             status |= {"warm_pool": warm_pool, "journal": self._edge.gate.status()}
         return _json(status)
 
+    async def limits(self, request: Request, exchange: Exchange) -> Response:
+        """GET /api/v1/limits: what is used and left of the budgets of the caller's tenant, as this gateway heard last."""
+        principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
+        leases = self._edge.leases
+        return _json({"accounts": leases.use(str(principal.tenant)) if leases is not None else []})
+
     async def live(self, request: Request, exchange: Exchange) -> Response:
         """GET /health/live: this process answers."""
         return _json({"status": "live"})

@@ -232,6 +232,8 @@ class Connection(asyncio.Protocol):
 def problem_bytes(error: SovereignError) -> bytes:
     """Return an error as the body of an ERROR frame, at most about 16 KB of it."""
     problem = error.to_problem()
+    if error.spent is not None:
+        problem["spent"] = error.spent
     problem["detail"] = problem["detail"][:4096]
     problem["hint"] = problem.get("hint", "")[:4096]
     problem["errors"] = [{k: v[:512] for k, v in e.items()} for e in problem.get("errors", ())[:16]]

@@ -23,6 +23,7 @@ from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.agents.quantity import format_cpu, format_memory, parse_cpu, parse_memory
 from cluster.agents.spec import MAX_ITERATIONS, MAX_REPLICAS, Resources, SpecDefaults
 from cluster.identity.ids import TenantId
+from cluster.limits.price_card import Price
 
 
 def _without_repetition(names: list[str]) -> list[str]:
@@ -164,6 +165,38 @@ class DefaultBudget(_Entry):
     micro_usd: int = Field(0, ge=0, le=MAX_BUDGET)
 
 
+class Spending(_Entry):
+    """What calls of one tenant may spend in a day and in a month (UTC); a unit left out is not bounded."""
+
+    day: BudgetBound = BudgetBound()
+    month: BudgetBound = BudgetBound()
+
+
+class CallLimits(_Entry):
+    """How fast one tenant may call, and how much at once; what is left out is not bounded."""
+
+    requests_per_minute: int | None = Field(None, ge=1, le=MAX_BUDGET)
+    tokens_per_minute: int | None = Field(None, ge=1, le=MAX_BUDGET)
+    concurrency: int | None = Field(None, ge=1, le=1_000_000)
+
+
+class PriceEntry(_Entry):
+    """Millionths of a US dollar: of a million tokens of each class, of a tool call, of a second of CPU."""
+
+    input_uncached: int = Field(0, ge=0, le=MAX_BUDGET)
+    cache_read: int = Field(0, ge=0, le=MAX_BUDGET)
+    cache_write: int = Field(0, ge=0, le=MAX_BUDGET)
+    output: int = Field(0, ge=0, le=MAX_BUDGET)
+    reasoning: int = Field(0, ge=0, le=MAX_BUDGET)
+    tool_call: int = Field(0, ge=0, le=MAX_BUDGET)
+    cpu_second: int = Field(0, ge=0, le=MAX_BUDGET)
+
+    @property
+    def price(self) -> Price:
+        """It as what computes with it."""
+        return Price(**self.model_dump())
+
+
 class DefaultResources(_Entry):
     """The resources of an agent that declares none; one left out must be declared."""
 
@@ -202,6 +235,8 @@ class Plan(_Entry):
 
     quota: Quota
     budget: BudgetBound = BudgetBound()
+    spending: Spending = Spending()
+    limits: CallLimits = CallLimits()
     agent_limits: AgentLimits
     max_iterations: int = Field(ge=1, le=MAX_ITERATIONS)
     max_replicas: int = Field(ge=1, le=MAX_REPLICAS)
@@ -245,6 +280,8 @@ class Catalog(_Entry):
     regions: dict[str, Described]
     compliance: dict[str, ComplianceSet]
     models: dict[str, Described]
+    # By pattern of `provider:model`; the longest that fits holds.
+    prices: dict[str, PriceEntry]
     plans: dict[str, Plan]
     tenants: dict[TenantId, Tenant]
 
@@ -269,6 +306,8 @@ class Catalog(_Entry):
             uses += [
                 (f"compliance.{name}.data_access_levels", n, self.data_access_levels) for n in kept.data_access_levels.allowed
             ]
+        for provider in self.models:
+            uses.append((f"models.{provider}", f"{provider}:*", self.prices))
         for name, tenant in self.tenants.items():
             uses.append((f"tenants.{name}.plan", tenant.plan, self.plans))
         for name, plan in self.plans.items():
@@ -281,6 +320,10 @@ class Catalog(_Entry):
             uses += [(f"{at}.defaults.network_access", n, plan.egress) for n in defaults.network_access]
             uses += [(f"{at}.defaults.compliance", n, plan.compliance) for n in defaults.compliance]
         return uses
+
+    def price_card(self) -> dict[str, Price]:
+        """Return the price of each pattern of models."""
+        return {pattern: entry.price for pattern, entry in self.prices.items()}
 
     def plan_of(self, tenant: str) -> Plan | None:
         """Return the plan of `tenant`, or None when there is no such tenant."""

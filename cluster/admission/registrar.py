@@ -46,6 +46,7 @@ from cluster.coordination.coordination import Coordination
 from cluster.coordination.epochs import fence
 from cluster.errors import (
     ConflictError,
+    NotFoundError,
     SovereignError,
     StorageError,
     UnavailableError,
@@ -54,6 +55,8 @@ from cluster.identity.ids import AgentId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction, AuditOutcome
+from cluster.limits.price_card import Price, price_of
+from cluster.limits.terms import Bound, Terms, tenant_bounds
 from cluster.telemetry.redaction import redact
 
 WRITER_ID: Final = "governance"
@@ -390,6 +393,22 @@ class Registrar:
     def egress_hosts(self, record: AgentRecord) -> tuple[str, ...]:
         """Return the hosts that the agent's tools may fetch from, as the policy in force says; none when it does not answer."""
         return granted_hosts(self._policy.now.engine, record)
+
+    def price_of(self, record: AgentRecord) -> Price:
+        """Return what the agent's model costs, by the policy in force; raises ConfigurationError without a price."""
+        return price_of(self._policy.now.bundle.catalog.price_card(), record.spec.model)
+
+    def terms(self, tenant: TenantId, agent_id: AgentId) -> Terms:
+        """Return what bounds the calls of an agent now; raises NotFoundError."""
+        record, plan = self.get(tenant, agent_id), self._tenants.plan_of(tenant)
+        if plan is None:
+            raise NotFoundError(f"Tenant {tenant} has no plan.")
+        return Terms.of(plan, record, self.price_of(record))
+
+    def tenant_bounds(self, tenant: TenantId) -> tuple[Bound, ...]:
+        """Return what bounds all calls of a tenant together now; nothing for one that is gone."""
+        plan = self._tenants.plan_of(tenant)
+        return tenant_bounds(plan, str(tenant)) if plan is not None else ()
 
     def policy_status(self) -> dict[str, Any]:
         """Return revision, digest and number of the policy that decides here."""

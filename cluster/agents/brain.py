@@ -161,9 +161,9 @@ class Brain:
         schema = AnswerSchema(call.response_schema) if call.response_schema is not None else None
         guidance = "\n\n".join(filter(None, (call.instructions, schema.guidance if schema else "")))
         kept_as = call.invocation_id if call.thread_id is not None else ""
-        if not (settings or sink is not None or call.client_tools or guidance or kept_as):
+        if not (settings or sink is not None or call.client_tools or guidance or kept_as or call.budget):
             return None
-        return CallOptions(settings, sink, call.client_tools, schema, guidance, kept_as)
+        return CallOptions(settings, sink, call.client_tools, schema, guidance, kept_as, self._max_tokens_key)
 
     def _settings(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return `asked` for the model call; raises InvalidRequestError that names what this model does not take."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cluster.limits.price_card import Quantities
+
+if TYPE_CHECKING:
+    from cluster.limits.call_budget import CallBudget
 
 from cluster.agents.client_tools import ClientTools
 
@@ -35,6 +40,9 @@ class Call:
     depth: int = 0
     # When its time is up, by the monotonic clock in nanoseconds; 0 without a bound.
     ends_ns: int = 0
+    # What it may spend; None without a bound.
+    budget: CallBudget | None = None
+    reservation_id: str = ""
 
 
 @dataclass(slots=True)
@@ -59,6 +67,17 @@ class CallMeter:
     client_calls: list[dict[str, str]] = field(default_factory=list)
     # The provider's usage objects as they came, one a model call.
     provider_usage: list[dict[str, Any]] = field(default_factory=list)
+
+    def quantities(self) -> Quantities:
+        """Return what was used so far but for the agent's own CPU, of which the most that it can be is kept back."""
+        return Quantities(
+            self.tokens_input_uncached,
+            self.tokens_cache_read,
+            self.tokens_cache_write,
+            self.tokens_output,
+            self.tokens_reasoning,
+            self.tool_calls,
+        )
 
 
 # The call that the running task works for; what the agent hands on belongs to it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, cast
 
@@ -31,11 +31,11 @@ from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from cluster.agents.answer_schema import CORRECTION, AnswerSchema, correction, mismatch
-from cluster.agents.call import CURRENT_METER, CallMeter
+from cluster.agents.call import CURRENT_CALL, CURRENT_METER, CallMeter
 from cluster.agents.client_tools import ClientTools
 from cluster.agents.exchanges import whole_exchanges
 from cluster.agents.model_failure import model_failure, secrets_of
-from cluster.agents.token_usage import charge, charge_interrupted
+from cluster.agents.token_usage import at_most_tokens, charge, charge_interrupted, schema_tokens
 from cluster.errors import IterationLimitError
 from cluster.telemetry.tracing import span
 
@@ -58,6 +58,8 @@ class CallOptions:
     guidance: str = ""
     # Whose answer it is, which its conversation keeps; empty outside one.
     invocation_id: str = ""
+    # The provider's word for the most tokens that an answer may have.
+    max_tokens_key: str = "max_tokens"
 
 
 CURRENT_OPTIONS: ContextVar[CallOptions | None] = ContextVar("sovereign_call_options", default=None)
@@ -135,6 +137,7 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
         self._fixed = fixed
         # As the provider gets them; a part of every prompt.
         self._tools: Sequence[Any] = fixed.get("tools", ())
+        self._tools_tokens = schema_tokens(self._tools)
         self._max_iterations = max_iterations
         self._model_name = model_name
         provider = model_name.partition(":")[0]
@@ -152,8 +155,9 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
     async def ainvoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Return the model's answer to `input`, a list of messages.
 
-        Raises IterationLimitError before the call that would be one too many, ModelFailedError or OutOfMemoryError
-        for what the model raised, AnswerMismatchError for an answer that is not of the form that was asked for.
+        Raises IterationLimitError before the call that would be one too many, CallBudgetExceededError before one that might
+        pass what is reserved, ModelFailedError or OutOfMemoryError for what the model raised, AnswerMismatchError for an
+        answer that is not of the form that was asked for.
         """
         meter, options = CURRENT_METER.get(), CURRENT_OPTIONS.get()
         messages = whole_exchanges(cast("list[BaseMessage]", input))
@@ -187,6 +191,8 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
                 f"The agent used all of its {self._max_iterations} model iterations without coming to an answer.",
                 hint="Ask for less in one call, or register the agent with a higher `max_iterations`.",
             )
+        if options is not None:
+            options = self._within_budget(messages, meter, options)
         meter.model_calls += 1
         streamed = options is not None and options.sink is not None and options.schema is None
         try:
@@ -210,6 +216,18 @@ class GovernedCall(Runnable[LanguageModelInput, AIMessage]):
             raise model_failure(e, self._model_name, self._secrets) from e
         charge(meter, message)
         return message
+
+    def _within_budget(self, messages: list[BaseMessage], meter: CallMeter, options: CallOptions) -> CallOptions:
+        """Return the options with an answer no longer than what is reserved pays for."""
+        call = CURRENT_CALL.get(None)
+        if call is None or call.budget is None:
+            return options
+        prompt = at_most_tokens(messages) + self._tools_tokens
+        if options.client_tools is not None:
+            prompt += schema_tokens(options.client_tools.functions)
+        key = options.max_tokens_key
+        most = call.budget.output_tokens(meter.quantities(), prompt, options.settings.get(key))
+        return replace(options, settings=options.settings | {key: most})
 
     async def _stream(self, messages: list[BaseMessage], meter: CallMeter, options: CallOptions) -> AIMessage:
         sink = cast("asyncio.Queue[str | None]", options.sink)

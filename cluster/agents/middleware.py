@@ -13,7 +13,7 @@ from langchain_core.messages import ToolMessage
 from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
-from cluster.agents.call import CURRENT_METER
+from cluster.agents.call import CURRENT_CALL, CURRENT_METER
 from cluster.agents.model_failure import out_of_memory, redact
 from cluster.errors import SovereignError
 from cluster.telemetry.tracing import span
@@ -46,6 +46,8 @@ class GovernanceMiddleware(AgentMiddleware[AgentState[Any], None]):
                 self._on_refusal(name[:100], "the tool is not granted to this agent")
             return _error(request, f"The tool {name[:100]!r} is not granted to this agent. It was not run.")
         meter = CURRENT_METER.get()
+        if (call := CURRENT_CALL.get(None)) is not None and call.budget is not None:
+            call.budget.check_tool(meter.quantities())
         meter.tool_calls += 1
         began_ns = time.monotonic_ns()
         try:

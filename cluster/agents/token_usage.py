@@ -24,6 +24,7 @@ _REASONS = {
 }
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 3
+_FRAME_AT_MOST = 16
 
 
 def charge(meter: CallMeter, message: AIMessage) -> None:
@@ -78,6 +79,16 @@ def estimated_tokens(text: str) -> int:
     OpenAI's rule of thumb is 4 characters of English to a token. Bytes, because letters beyond ASCII take more tokens too.
     """
     return -(-len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+
+def at_most_tokens(messages: Sequence[BaseMessage]) -> int:
+    """Return more tokens than a prompt of these messages can have: one for each byte, and what frames each message."""
+    return sum(len(_text_of(m).encode("utf-8", "replace")) + _FRAME_AT_MOST for m in messages)
+
+
+def schema_tokens(tools: Sequence[Any]) -> int:
+    """Return more tokens than these tools' schemas can add to a prompt."""
+    return sum(len(json.dumps(t, default=str, ensure_ascii=False).encode("utf-8", "replace")) + _FRAME_AT_MOST for t in tools)
 
 
 def _ended(message: AIMessage) -> bool:

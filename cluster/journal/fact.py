@@ -24,6 +24,8 @@ class Stream(StrEnum):
     AUDIT = "audit"
     # The shipper's own memory: intents, shipments and checkpoints.
     SHIP = "ship"
+    # A process's reservations; in journals of their own, which are not shipped.
+    LEASE = "lease"
 
 
 _STREAMS = {s.value: s for s in Stream}

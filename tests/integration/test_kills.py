@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
@@ -24,6 +25,7 @@ PARTS = {
     "agent": "AgentActor",
     "governance": "GovernanceActor",
     "gateway": "ServeReplica:sovereign",
+    "limiter": "LimiterActor",
     "shipper": "ShipperActor",
     "controller": "ServeController",
     "control store": "/gcs_server",
@@ -324,3 +326,45 @@ def test_up_after_the_supervisor_was_killed_too(hurt: RunningCluster) -> None:
         assert say(again, "more") > told
         assert_counted_once(again, load)
         assert list(marked(hurt.state.cluster_id)) == []
+
+
+def test_threat_80_calls_at_the_edge_of_a_budget_with_kills(hurt: RunningCluster) -> None:
+    """Many calls at once for more than there is, with kill -9 of gateway, limiter and agent: never over, and usable to the end.
+
+    Controls: cluster/limits/limiter.py Limiter.exchange, cluster/limits/fates.py Fates.of, actors/limiter.py
+    LimiterActor._recover.
+    """
+    calls, used = soak(200, 10_000), {"input_tokens": 150, "output_tokens": 20, "total_tokens": 170}
+    budget = calls * used["total_tokens"] * 9 // 10
+    assert hurt.register("edge", capabilities=["conversation"], budget={"tokens": budget, "micro_usd": 1_000}).status_code == 201
+    text = json.dumps({"script": [{"say": "spent", "usage": used}]})
+    seen: Counter[str] = Counter()
+
+    def ask() -> str:
+        # Short, so that what a killed gateway had on its way to nobody is soon known to be nothing.
+        headers = hurt.headers | {"x-deadline-s": "5"}
+        body = {"model": "edge", "messages": [{"role": "user", "content": text}], "max_tokens": 20}
+        try:
+            answer = httpx.post(f"{hurt.state.http_url}/v1/chat/completions", json=body, headers=headers, timeout=30)
+        except httpx.HTTPError as e:
+            return type(e).__name__
+        return "ok" if answer.status_code == 200 else str(answer.json()["error"]["code"])
+
+    assert ask() == "ok"
+    with ThreadPoolExecutor(soak(16, 128)) as pool:
+        under_way = [pool.submit(lambda: seen.update([ask()])) for _ in range(calls * 11 // 10)]
+        for part in ("gateway", "limiter", "agent") * soak(1, 5):
+            if part == "agent":
+                psutil.Process(eventually(lambda: _holder(hurt, "edge") or 0, within_s=60)).kill()
+            else:
+                eventually(lambda p=PARTS[part]: hurt.processes(p), within_s=60)[0].kill()
+            before = seen["ok"]
+            eventually(lambda b=before: seen["ok"] > b + 3 or all(f.done() for f in under_way), within_s=60)
+    print(seen)
+    # Whatever is left can be spent, though nobody says what became of the calls whose gateway was killed.
+    eventually(lambda: [ask() for _ in range(4)], lambda last: set(last) == {"budget_exceeded"}, within_s=120)
+    finals = eventually(
+        lambda: [r for r in hurt.usage("edge") if r["kind"] == "final"], lambda rows: len(rows) * 170 > budget * 0.98
+    )
+    spent = sum(r["tokens_input_uncached"] + r["tokens_output"] for r in finals)
+    assert budget * 0.98 <= spent <= budget

@@ -44,17 +44,17 @@ def checks(error: AdmissionDeniedError | QuotaExceededError) -> dict[str, str]:
 def test_a_budget_is_reserved_with_the_row_and_returns_with_it(governor: Registrar, tmp_path: Path) -> None:
     """What a registration declares is reserved under its decision, beside the plan's default for the other unit."""
     record = governor.register(principal(), request("a", budget={"tokens": 5_000})).record
-    assert record.spec.budget == Budget(5_000, 1_000_000)
+    assert record.spec.budget == Budget(5_000, 10_000_000)
     assert governor.reservations(DEFAULT) == [(record.decision_id, "a", record.spec.budget)]
-    assert {unit: use["reserved"] for unit, use in governor.budget(DEFAULT).items()} == {"tokens": 5_000, "micro_usd": 1_000_000}
-    assert record.to_public()["budget"] == {"tokens": 5_000, "micro_usd": 1_000_000}
+    assert {unit: use["reserved"] for unit, use in governor.budget(DEFAULT).items()} == {"tokens": 5_000, "micro_usd": 10_000_000}
+    assert record.to_public()["budget"] == {"tokens": 5_000, "micro_usd": 10_000_000}
     (decided, _) = facts(tmp_path)
     assert decided.detail["reserves"] == {
         "cpu_milli": 100,
         "memory_bytes": 64 << 20,
         "agents": 1,
         "tokens": 5_000,
-        "micro_usd": 1_000_000,
+        "micro_usd": 10_000_000,
     }
     assert AgentRecord.from_bytes(record.to_bytes()) == record
     governor.remove(DEFAULT, AgentId("a"), principal())

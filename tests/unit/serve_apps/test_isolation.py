@@ -71,6 +71,7 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "GET /api/v1/gangs/{gang_id}": ({}, None),
     "DELETE /api/v1/gangs/{gang_id}": ({}, None),
     "GET /api/v1/status": ({}, None),
+    "GET /api/v1/limits": ({}, None),
     "GET /api/v1/tenants": ({}, None),
     "POST /api/v1/tenants": ({}, {"tenant_id": "<tenant_id>", "plan": "trial"}),
     "GET /api/v1/tenants/{tenant_id}": ({}, None),
@@ -247,7 +248,15 @@ async def test_threat_24_lists_hold_nothing_of_anybody_else(world: World) -> Non
     for path in ("/langgraph/threads/search", "/langgraph/assistants/search"):
         assert (await world.globex.http.post(path, json={})).json() == []
     assert len({(await t.http.get("/api/v1/webhooks/secret")).json()["secret"] for t in (world.acme, world.globex)}) == 2
-    for path in ("/api/v1/agents", "/v1/models", "/api/v1/keys", "/api/v1/runs", "/api/v1/status", "/health/ready"):
+    for path in (
+        "/api/v1/agents",
+        "/v1/models",
+        "/api/v1/keys",
+        "/api/v1/runs",
+        "/api/v1/status",
+        "/api/v1/limits",
+        "/health/ready",
+    ):
         text = (await world.globex.http.get(path)).text
         assert not [each for each in (*world.acme.ids.values(), "trial") if each in text], path
     mine, all_of_it = [(await t.http.get("/api/v1/status")).json() for t in (world.globex, world.operator)]

@@ -1,0 +1,109 @@
+"""What this process may take of its tenants' rates without asking: tokens that the limiter took out of their buckets for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.errors import FieldError
+from cluster.limits.refusals import RateLimitedError
+from cluster.limits.terms import Terms
+
+# So much more than was taken since the last time is asked for ahead.
+_AHEAD = 4
+
+
+@dataclass(slots=True)
+class _Rate:
+    per_minute: int
+    level: int = 0
+    # Taken since the limiter was asked last.
+    taken: int = 0
+    wait_us: int = 0
+
+
+class RateLeases:
+    """Of one process. What it holds is lost with it, which never lets anyone go faster."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, _Rate] = {}
+
+    def needed(self, tenant: str, terms: Terms, tokens: int) -> dict[str, int]:
+        """Return what a call of the tenant takes of which rate."""
+        found: dict[str, int] = {}
+        for name, per_minute, amount in (
+            (f"{tenant}.requests", terms.requests_per_minute, 1),
+            (f"{tenant}.tokens", terms.tokens_per_minute, tokens),
+        ):
+            if per_minute is not None and amount:
+                rate = self._rates.setdefault(name, _Rate(per_minute))
+                rate.per_minute = per_minute
+                found[name] = amount
+        return found
+
+    def lacking(self, rates: Mapping[str, int]) -> bool:
+        """Whether there is too little for a call."""
+        return any(self._rates[name].level < amount for name, amount in rates.items())
+
+    def take(self, rates: Mapping[str, int]) -> None:
+        """Take what a call needs; it must be there."""
+        for name, amount in rates.items():
+            rate = self._rates[name]
+            rate.level -= amount
+            rate.taken += amount
+
+    def give_back(self, rates: Mapping[str, int], tokens: int) -> None:
+        """Return what a call took and did not use; its request it has used in any case."""
+        for name, amount in rates.items():
+            if name.endswith(".tokens"):
+                self._rates[name].level += max(0, amount - tokens)
+
+    def low(self) -> bool:
+        """Whether the next calls might find too little."""
+        return any(rate.taken and rate.level < rate.taken for rate in self._rates.values())
+
+    def ask(self, waiting: Iterable[Mapping[str, int]]) -> dict[str, list[int]]:
+        """Return what to ask the limiter for: by rate the least and the most that is of use, and how much a minute brings."""
+        least: dict[str, int] = {}
+        most: dict[str, int] = {}
+        for rates in waiting:
+            for name, amount in rates.items():
+                if self._rates[name].level < amount:
+                    least.setdefault(name, amount - self._rates[name].level)
+                    most[name] = most.get(name, 0) + amount
+        asked: dict[str, list[int]] = {}
+        for name, rate in self._rates.items():
+            if name in least or (rate.taken and rate.level < rate.taken):
+                asked[name] = [least.get(name, 1), most.get(name, 0) + _AHEAD * rate.taken, rate.per_minute]
+        return asked
+
+    def apply(self, answers: Mapping[str, list[int]]) -> None:
+        """Take over what the limiter gave, or how long it says to wait."""
+        for name, (given, wait_us) in answers.items():
+            rate = self._rates[name]
+            rate.level, rate.taken, rate.wait_us = rate.level + given, 0, wait_us
+
+    def headers(self, tenant: str) -> dict[str, str]:
+        """Return RateLimit-Policy and RateLimit of a tenant; empty where its plan has no rate or no call has asked for it."""
+        rate = self._rates.get(f"{tenant}.requests")
+        if rate is None:
+            return {}
+        wait_s = -(-rate.wait_us // 1_000_000)
+        return {
+            "ratelimit-policy": f'"requests";q={rate.per_minute};w=60',
+            "ratelimit": f'"requests";r={max(0, rate.level)};t={wait_s if rate.level < 1 else 0}',
+        }
+
+    def refusal(self, rates: Mapping[str, int]) -> RateLimitedError | None:
+        """Return why a call is not let in; None when nothing is lacking."""
+        for name, amount in rates.items():
+            rate = self._rates[name]
+            if rate.level < amount:
+                tenant, _, what = name.rpartition(".")
+                return RateLimitedError(
+                    f"Tenant {tenant} uses all of the {rate.per_minute} {what} a minute that its plan allows.",
+                    hint="Retry after the time that Retry-After says, or have an operator raise the plan's `limits`.",
+                    errors=[FieldError(f"limits.{what}_per_minute", f"{rate.per_minute} a minute")],
+                    retry_after_s=max(1, -(-rate.wait_us // 1_000_000)),
+                )
+        return None
