@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.ray_environment import NAMESPACE
 
@@ -23,16 +24,25 @@ Handle: TypeAlias = Any
 def restart(name: str, timeout_s: float) -> None:
     """End an actor that Ray starts again, and return when it answers `ready`; raises ValueError, RayError. Blocks."""
     handle = find(name)
-    ray.kill(handle, no_restart=False)
     deadline = time.monotonic() + timeout_s
+    before = ray.get(handle.__ray_call__.remote(_process), timeout=timeout_s)
+    ray.kill(handle, no_restart=False)
     while True:
         try:
-            ray.get(handle.ready.remote(), timeout=max(0.1, deadline - time.monotonic()))
-            return
+            # The one that is being ended may still answer.
+            if ray.get(handle.__ray_call__.remote(_process), timeout=max(0.1, deadline - time.monotonic())) != before:
+                ray.get(handle.ready.remote(), timeout=max(0.1, deadline - time.monotonic()))
+                return
         except RayError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
+        if time.monotonic() > deadline:
+            raise GetTimeoutError(f"{name} did not end within {timeout_s:g} s.")
+        time.sleep(0.1)
+
+
+def _process(_: object) -> int:
+    return os.getpid()
 
 
 def create(
