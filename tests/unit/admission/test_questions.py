@@ -164,6 +164,7 @@ CHILD = {
     "expires_us": 5,
     "depth": 1,
 }
+PARENT = CHILD | {"agent_id": "a", "depth": 0, "tools": ["web_search", "ask_agent"]}
 # What each question needs and nothing else, allowed as it stands.
 GOOD: dict[str, dict[str, Any]] = {
     "admission": {"principal": TENANT | {"scopes": ["sovereign:agents:register"]}, "agent": AGENT},
@@ -189,7 +190,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "agent": {"network_access": ["external_apis"]},
         "destination": {"scheme": "https", "host": "en.wikipedia.org", "port": 443},
     },
-    "delegation": {"principal": TENANT, "parent": CHILD | {"agent_id": "a", "depth": 0}, "child": CHILD},
+    "delegation": {"principal": TENANT, "parent": PARENT, "child": CHILD},
     "data_access": {
         "principal": TENANT,
         "agent": {"data_access_level": "public"},

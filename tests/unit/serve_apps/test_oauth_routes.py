@@ -32,6 +32,8 @@ SECOND = 1_000_000
 PUBLIC = {
     "GET /health/live",
     "GET /health/ready",
+    # LangGraph's word for the first of them.
+    "GET /langgraph/ok",
     "GET /.well-known/jwks.json",
     "GET /.well-known/oauth-authorization-server",
     # Who asks there shows a key or a token in a form.
