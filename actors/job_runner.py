@@ -56,7 +56,7 @@ def run(command: Sequence[str], books: JobBooks, *, interim_s: float = INTERIM_S
     except OSError as e:
         print(f"{command[0]} can't be run: {e.strerror}.", file=sys.stderr)
         code = NOT_FOUND if isinstance(e, FileNotFoundError) else NOT_RUNNABLE
-        books.end(Outcome.FAILED, 0, code)
+        _end(books, Outcome.FAILED, 0, code)
         return code
     kill_at = float("inf")
     next_interim = time.monotonic() + interim_s
@@ -77,8 +77,16 @@ def run(command: Sequence[str], books: JobBooks, *, interim_s: float = INTERIM_S
     _end_what_is_left()
     code = child.returncode if child.returncode >= 0 else 128 - child.returncode
     outcome = Outcome.CANCELLED if stopped else Outcome.OK if code == 0 else Outcome.FAILED
-    books.end(outcome, children_cpu_us(), code)
+    _end(books, outcome, children_cpu_us(), code)
     return code
+
+
+def _end(books: JobBooks, outcome: Outcome, cpu_us: int, code: int) -> None:
+    """Write the job's last facts, or say why not: the command has run, and its exit code stands whatever the disk says."""
+    try:
+        books.end(outcome, cpu_us, code)
+    except SovereignError as e:
+        print(f"The command ended with {code}, and what it used was not written to the end: {e}", file=sys.stderr)
 
 
 def _reap(*, except_for: int) -> None:
@@ -110,7 +118,11 @@ def main(arguments: Sequence[str]) -> int:
         try:
             return run(arguments[1:], books)
         finally:
-            books.close()
+            # The command has run by now: its exit code stands, whatever the disk says.
+            try:
+                books.close()
+            except SovereignError as e:
+                print(e, file=sys.stderr)
     except SovereignError as e:
         print(e, file=sys.stderr)
         return 1

@@ -56,11 +56,12 @@ class Changes:
         PreconditionFailedError when the agent has another spec by now, AdmissionDeniedError, QuotaExceededError.
         """
         tenant, agent = principal.tenant, request.agent_id
+        under = self._decisions.digest
         spec, row = self._decisions.spec(tenant, request), self._find(tenant, agent)
         if Scope.AGENTS_REGISTER in principal.scopes and row.record.spec.digest == spec.digest:
             return row.record, False  # also when it is asked again because the answer was lost
         _require_match(row.record, if_match)
-        decision = self._decisions.admit(principal, spec, request_id, changes=row.record.decision_id)
+        decision = self._decisions.admit(principal, spec, request_id, under=under, changes=row.record.decision_id)
         bounds = self._decisions.bounds(tenant)
         decided = {
             "tools": decision.tools,

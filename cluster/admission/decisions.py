@@ -9,6 +9,7 @@ from cluster.admission.catalog import Plan
 from cluster.admission.decision_journal import DecisionJournal
 from cluster.admission.policy_in_force import PolicySource
 from cluster.admission.prerequisites import failed_prerequisites
+from cluster.admission.registry import PolicyChangedError
 from cluster.admission.tenants import Tenants
 from cluster.agents.holding import holding_of
 from cluster.agents.placement import Node
@@ -33,6 +34,11 @@ class Decisions:
         # The nodes that are known, of which each decision takes account; while there are none, none is missed.
         self.nodes: Callable[[], Sequence[Node]] = tuple
 
+    @property
+    def digest(self) -> str:
+        """The digest of the policy in force now: read it before `spec`, and name it to `decide`."""
+        return self._policy.now.bundle.digest
+
     def spec(self, tenant: str, request: RegistrationRequest) -> AgentSpec:
         """Return what is asked for, completed by the defaults of the tenant's plan."""
         plan = self._tenants.plan_of(tenant)
@@ -51,15 +57,20 @@ class Decisions:
         spec: AgentSpec,
         request_id: str,
         *,
+        under: str,
         more: Sequence[FailedCheck] = (),
         changes: str = "",
         sync: bool = True,
     ) -> tuple[Decision, tuple[FailedCheck, ...]]:
         """Return the decision, which is on disk if it allows and `sync`, with what keeps it from being allowed.
 
-        `more` is what failed elsewhere; `changes` is the decision that an agent stood on which is to be changed.
+        `under` is the digest of the policy whose defaults completed the spec: raises PolicyChangedError when another one is
+        in force by now, before anything is decided. `more` is what failed elsewhere; `changes` is the decision that an agent
+        stood on which is to be changed.
         """
         policy = self._policy.now
+        if policy.bundle.digest != under:
+            raise PolicyChangedError("The policy changed before this was decided.", retry_after_s=1.0)
         decision = decide(policy.engine, admission_request(principal, spec))
         # Nobody in this cluster can meet an obligation yet, so one that is not met denies.
         unmet = [FailedCheck(f"obligation_{o}", f"It needs {o}, which was not given.") for o in decision.obligations]
@@ -86,9 +97,9 @@ class Decisions:
         )
         return decision, () if allowed else (*decision.failed, *unmet)
 
-    def admit(self, principal: Principal, spec: AgentSpec, request_id: str, *, changes: str = "") -> Decision:
+    def admit(self, principal: Principal, spec: AgentSpec, request_id: str, *, under: str, changes: str = "") -> Decision:
         """Return the decision that allows `spec`, on disk; raises AdmissionDeniedError, journalled too."""
-        decision, failed = self.decide(principal, spec, request_id, changes=changes)
+        decision, failed = self.decide(principal, spec, request_id, under=under, changes=changes)
         if failed:
             raise denied(f"Agent {spec.agent_id} was not admitted", decision, failed)
         return decision

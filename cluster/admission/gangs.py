@@ -12,7 +12,7 @@ from dataclasses import replace
 from cluster.admission.admission import FailedCheck
 from cluster.admission.changes import TenantLock
 from cluster.admission.decisions import Decisions
-from cluster.admission.registry import DeposedError, Registry
+from cluster.admission.registry import DeposedError, PolicyChangedError, Registry
 from cluster.agents.gang import GROUP_PREFIX, Gang, gang_unfit
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.record import AgentRecord
@@ -73,6 +73,7 @@ class Gangs:
         tenant, fingerprint = principal.tenant, request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, request, fingerprint)):
             return known, False
+        under = self._decisions.digest
         specs = [self._decisions.spec(tenant, member) for member in request.agents]
         gang = Gang(
             tenant,
@@ -82,7 +83,7 @@ class Gangs:
             f"{GROUP_PREFIX}{tenant}:{uuid7()}",
             fingerprint,
         )
-        records = self._decide(principal, specs, gang, request_id)
+        records = self._decide(principal, specs, gang, request_id, under)
         bounds = self._decisions.bounds(tenant)
 
         def attempt() -> tuple[list[AgentRecord], bool]:
@@ -120,7 +121,7 @@ class Gangs:
         rows = [row for agent in gang.agents if (row := self._registry.find(tenant, AgentId(agent))) is not None]
         return self._registry.remove(rows, Delete(_path(tenant, gang.gang_id)))
 
-    def _decide(self, principal: Principal, specs: list[AgentSpec], gang: Gang, request_id: str) -> list[AgentRecord]:
+    def _decide(self, principal: Principal, specs: list[AgentSpec], gang: Gang, request_id: str, under: str) -> list[AgentRecord]:
         """Return the members' records, each with its decision on disk; raises AdmissionDeniedError, and then all are void."""
         nodes = self._decisions.nodes()
         records: list[AgentRecord] = []
@@ -128,7 +129,11 @@ class Gangs:
         for index, spec in enumerate(specs):
             unfit = gang_unfit(specs, index, gang.strategy, nodes)
             more = [FailedCheck(name, why) for name, why in unfit.items()]
-            decision, failed = self._decisions.decide(principal, spec, request_id, more=more, sync=False)
+            try:
+                decision, failed = self._decisions.decide(principal, spec, request_id, under=under, more=more, sync=False)
+            except PolicyChangedError as e:
+                self._outcome(records, AuditOutcome.VOID, e.code, request_id)
+                raise
             errors += [FieldError(f"agents.{index}.{f.name}", f.message) for f in failed]
             if not failed:
                 records.append(

@@ -153,11 +153,12 @@ class Registrar:
         self, principal: Principal, request: RegistrationRequest, request_id: str, idempotency_key: str
     ) -> Registration:
         tenant, key = principal.tenant, digest_key(idempotency_key)
+        under = self._decisions.digest
         spec = self._decisions.spec(tenant, request)
         fingerprint = request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
             return known
-        decision = self._decisions.admit(principal, spec, request_id)
+        decision = self._decisions.admit(principal, spec, request_id, under=under)
         record = AgentRecord(
             tenant=tenant,
             project=principal.project,

@@ -159,3 +159,15 @@ def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(tmp_path, METADATA), capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (127, "no-such-program can't be run: No such file or directory.\n")
     assert [r.outcome for r in usage(tmp_path)] == [Outcome.FAILED]
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_job_whose_last_fact_cannot_be_written_keeps_its_exit_code(tmp_path: Path, code: int) -> None:
+    """The command has run: how it ended is its own, and that its books are not whole is said."""
+    full = "import os, resource, sys\nresource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+    done = job(tmp_path, f"{full}sys.exit({code})")
+    assert done.returncode == code
+    assert f"ended with {code}" in done.stderr
+    assert "did not take a fact" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert usage(tmp_path) == []

@@ -17,6 +17,8 @@ from cluster.admission.registrar import WRITER_ID, Registrar
 from cluster.admission.registry import DeposedError
 from cluster.agents.gang_request import parse_gang
 from cluster.agents.lifecycle import AgentState
+from cluster.agents.registration import RegistrationRequest
+from cluster.agents.spec import AgentSpec
 from cluster.coordination.coordination import Coordination, Create, Op
 from cluster.coordination.journals import register_journal
 from cluster.coordination.sqlite_coordination import SqliteCoordination
@@ -423,3 +425,35 @@ def test_threat_30_a_gang_that_was_decided_before_the_policy_changed_does_not_co
     assert at.act is None
     assert assert_whole(tmp_path, governor) == []
     assert not governor.gangs()
+
+
+@pytest.mark.parametrize("how", ["alone", "changed", "in a gang"])
+def test_threat_30_a_policy_that_changes_before_the_decision_completes_the_spec_anew(
+    tmp_path: Path, governor: Registrar, signer: Signer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No agent stands on the decision of a policy with the defaults of the one before it."""
+    later = changed_policies(tmp_path, "plans.yaml", {f"{plan_of_default()}.defaults.max_iterations": 7})
+    if how == "changed":
+        governor.register(principal(), request("a", "conversation"))
+    at, decisions = At(), governor._decisions
+    at.act = lambda: governor.bundles.push(signer.bundle(later, 2), "operator:test")
+    complete = decisions.spec
+
+    def completed(tenant: str, asked: RegistrationRequest) -> AgentSpec:
+        spec = complete(tenant, asked)
+        at.now()
+        return spec
+
+    monkeypatch.setattr(decisions, "spec", completed)
+    if how == "alone":
+        governor.register(principal(), request("a", "conversation"))
+    elif how == "changed":
+        governor.change(principal(), request("a", MARKET))
+    else:
+        policy = {"resource_limits": {"cpu": "100m", "memory": "64Mi"}}
+        members = [{"agent_id": a, "capabilities": ["conversation"], "security_policy": policy} for a in ("a", "b")]
+        governor.register_gang(principal(), parse_gang({"gang_id": "crew", "agents": members}))
+    assert at.act is None
+    record = governor.get(DEFAULT, A)
+    assert record.policy_digest == governor.policy_status()["digest"]
+    assert record.spec.max_iterations == 7
