@@ -217,11 +217,11 @@ def test_a_granted_tool_runs_in_the_sandbox_and_is_metered(cluster: RunningClust
 def test_an_agent_asks_another_within_its_rights(cluster: RunningCluster, echo: str) -> None:
     """The answer comes back through the asking model, each has its own bill under one call, and more rights are refused."""
     cluster.register("lead", capabilities=["delegation"])
-    cluster.register("clerk", capabilities=["conversation"], model="scripted:echo")
-    ask = {"name": "ask_agent", "args": {"agent_id": "clerk", "question": "how much?"}}
+    cluster.register("assistant-1", capabilities=["conversation"], model="scripted:echo")
+    ask = {"name": "ask_agent", "args": {"agent_id": "assistant-1", "question": "how much?"}}
     answer = cluster.ask("lead", script({"call_tool": ask}, {"say": "{tool}"}))
     assert answer.json()["choices"][0]["message"]["content"] == "echo: how much?"
-    (parent,), (child,) = finals(cluster, "lead", 1), finals(cluster, "clerk", 1)
+    (parent,), (child,) = finals(cluster, "lead", 1), finals(cluster, "assistant-1", 1)
     assert child["parent_invocation_id"] == parent["invocation_id"]
     assert (parent["tool_calls"], child["outcome"]) == (1, "ok")
 

@@ -50,6 +50,7 @@ ROUTES = [
     ("POST", "/api/v1/gangs"),
     ("GET", "/api/v1/gangs/{gang_id}"),
     ("DELETE", "/api/v1/gangs/{gang_id}"),
+    ("GET", "/api/v1/limits"),
     ("GET", "/api/v1/status"),
     ("GET", "/api/v1/tenants"),
     ("POST", "/api/v1/tenants"),
@@ -142,7 +143,7 @@ def test_made_up_requests_find_nothing(
 
     @given(case=document[path][method].as_strategy(generation_mode=mode))
     @settings(
-        max_examples=soak(5, 300),
+        max_examples=soak(3, 300),
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],

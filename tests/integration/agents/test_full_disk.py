@@ -56,7 +56,7 @@ async def main():
         clock = FakeClock()
         gate = open_gate(journals, reserve_bytes=64 << 10, clock=clock)
         books = AgentBooks(StartOrder(Settings(home=disk), "acme", record, 1), journal, metrics, SystemClock(), gate)
-        calls = [CallBooks(books, CallOrder(f"i{n}", [])) for n in range(40)]
+        calls = [CallBooks(books, CallOrder(f"i{n}", []), 60.0) for n in range(40)]
         for call in calls:
             call.admit()
         fill()
@@ -71,9 +71,9 @@ async def main():
             refused(lambda: call.settle(Outcome.CANCELLED))
         assert ended < 40 and books.running == 0
         assert books.idle_s == 0.0, "what it holds would be lost with it"
-        assert "did not take a fact" in refused(CallBooks(books, CallOrder("late", [])).admit)
+        assert "did not take a fact" in refused(CallBooks(books, CallOrder("late", []), 60.0).admit)
         clock.advance(SAMPLE_US)
-        assert "kept for what runs" in refused(CallBooks(books, CallOrder("late", [])).admit)
+        assert "kept for what runs" in refused(CallBooks(books, CallOrder("late", []), 60.0).admit)
         (disk / "ballast").unlink()
         async with asyncio.timeout(30):
             while books.idle_s == 0.0 and books._owed:
