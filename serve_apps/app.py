@@ -153,12 +153,16 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
 
     async def not_routed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
-        refused = (
+        refused: SovereignError = (
             MethodNotAllowedError(f"{request.method} is not a method of this path.")
             if status == 405
             else NotFoundError("There is no such path.", hint="/openapi.json lists what there is.")
         )
-        exchange = Exchange.of(request)
+        exchange = Exchange(request_id="", trace_id="", authorization="")
+        try:
+            exchange = Exchange.of(request)
+        except SovereignError as odd:
+            refused = odd
         return edge.refuse(refused, exchange, request.url.path, openai=request.url.path.startswith("/v1/"))
 
     app.add_exception_handler(HTTPException, not_routed)

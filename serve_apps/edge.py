@@ -30,6 +30,7 @@ from cluster.journal.writer import JournalWriter
 from cluster.settings import Settings
 from cluster.telemetry import tracing
 from cluster.telemetry.metrics import Metrics, Stage
+from cluster.telemetry.redaction import redact
 from serve_apps.bodies import JSON, read_body, refuse_body
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
@@ -182,10 +183,11 @@ class Edge:
             AuditOutcome.DENIED,
             tenant_id=str(who.tenant) if who else "",
             actor=who.subject if who else "",
-            object_id=path[:200],
+            # What is wrong may be a secret in the place of a name. Cut first: what is searched is short.
+            object_id=redact(path[:200]),
             request_id=exchange.request_id,
             reason=error.code,
-            detail={"status": error.status, "fields": [e.field[:100] for e in error.errors][:20]} | _why(error),
+            detail={"status": error.status, "fields": [redact(e.field[:100]) for e in error.errors][:20]} | _why(error),
         )
         try:
             # Anybody can be refused as often as they like: that must not fill what is kept for what runs.

@@ -28,6 +28,7 @@ _SINGLE = frozenset(
         b"content-type",
         b"transfer-encoding",
         b"idempotency-key",
+        b"if-match",
         b"last-event-id",
     )
 )

@@ -13,8 +13,9 @@ from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.roles import Scope
 from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
+from serve_apps.queries import read_query
 
-MAX_PAGE = 1000
+_PAGE: Final = frozenset({"after", "limit"})
 IF_MATCH_PATTERN: Final = r'\*|"[0-9a-f]{64}"'
 _IF_MATCH: Final = re.compile(IF_MATCH_PATTERN)
 
@@ -39,16 +40,9 @@ class NativeRoutes:
     async def list(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/agents?after=&limit=: the caller's agents in order of id."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_LIST)
-        query = request.query_params
-        unknown = sorted(set(query) - {"after", "limit"})
-        if unknown:
-            raise InvalidRequestError("Unknown query parameter.", errors=[FieldError(u[:64], "is unknown") for u in unknown])
-        limit = query.get("limit", "100")
-        if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_PAGE):
-            raise InvalidRequestError(
-                "The limit is not valid.", errors=[FieldError("limit", f"must be a number from 1 to {MAX_PAGE}")]
-            )
-        page = await self._edge.governance.call("list", principal.to_json(), query.get("after", ""), int(limit))
+        query = read_query(request, _PAGE)
+        after, limit = query.get("after", ""), int(query.get("limit", "100"))
+        page = await self._edge.governance.call("list", principal.to_json(), after, limit)
         return _json(page)
 
     async def show(self, request: Request, exchange: Exchange) -> Response:
@@ -102,9 +96,11 @@ class NativeRoutes:
 
 
 def _if_match(request: Request) -> str:
-    """Return the digest in If-Match, "*", or nothing without one."""
-    given = request.headers.get("if-match", "")
-    if given and not _IF_MATCH.fullmatch(given):
+    """Return the digest in If-Match, "*", or nothing without one; an empty one is an odd one, and not none."""
+    given = request.headers.get("if-match")
+    if given is None:
+        return ""
+    if not _IF_MATCH.fullmatch(given):
         raise InvalidRequestError(
             "If-Match is not valid.",
             errors=[FieldError("If-Match", "must be the ETag of the agent as it was read, in its quotes, or *")],

@@ -14,6 +14,7 @@ import orjson
 
 from cluster.admission.admission import ACTIVATION, ADMISSION, INVOCATION, AdmissionRequest, Entrypoint
 from cluster.admission.policy_engine import PolicyEngine, PolicyEngineError
+from cluster.admission.standing import StandingEngine
 from cluster.agents.record import AgentRecord
 from cluster.identity.principal import Principal
 
@@ -82,9 +83,11 @@ EGRESS_GRANT: Final = "data.sovereign.egress.grant"
 
 def granted_hosts(engine: PolicyEngine, record: AgentRecord) -> tuple[str, ...]:
     """Return the hosts ("*.name" for any below) that tools of the agent may fetch from today; none without a clean answer."""
-    document = {"principal": {"tenant": record.tenant}, "agent": {"network_access": record.spec.network_access}}
+    asked = orjson.dumps({"principal": {"tenant": record.tenant}, "agent": {"network_access": record.spec.network_access}})
+    if isinstance(engine, StandingEngine):
+        asked = engine.complete(asked)
     try:
-        hosts = engine.evaluate(EGRESS_GRANT, orjson.dumps(document).decode()).get("hosts")
+        hosts = engine.evaluate(EGRESS_GRANT, asked.decode()).get("hosts")
     except PolicyEngineError as e:
         log.warning("agent %s of %s reaches no host: %s", record.spec.agent_id, record.tenant, e.detail)
         return ()

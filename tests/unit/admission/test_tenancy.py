@@ -260,6 +260,15 @@ def test_a_wrong_body_names_its_fields(registrar: Registrar) -> None:
         assert set(failed(refused)) == wrong, (operation, body)
 
 
+def test_agents_of_a_made_tenant_reach_what_its_plan_does(registrar: Registrar) -> None:
+    """As a declared tenant's do; nothing once it is suspended."""
+    make(registrar)
+    made = registrar.register(ADMIN, request("planner", security_policy={"network_access": ["external_apis"]}))
+    assert "*.wikipedia.org" in registrar.egress_hosts(made.record)
+    ask(registrar, "tenants.change", {"state": "suspended"}, tenant_id="acme")
+    assert registrar.egress_hosts(made.record) == ()
+
+
 def test_the_standing_of_a_made_tenant_is_part_of_the_input(registrar: Registrar) -> None:
     """So a decision can be asked again years later; of a declared tenant, and from anybody else, there is no such word."""
     make(registrar)

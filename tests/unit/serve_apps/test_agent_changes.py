@@ -108,12 +108,19 @@ async def test_a_change_may_be_of_whatever_is_there(
     assert governance.asked[-1][1][-1] == passed_on
 
 
-@pytest.mark.parametrize("tag", [DIGEST, f'W/"{DIGEST}"', f'"{DIGEST}", "x"', '"x"', '""'])
+@pytest.mark.parametrize("tag", [DIGEST, f'W/"{DIGEST}"', f'"{DIGEST}", "x"', '"x"', '""', ""])
 async def test_an_odd_tag_is_refused_and_never_read_as_any(client: httpx.AsyncClient, governance: Governance, tag: str) -> None:
-    """Unquoted, weak, several, or no digest: 400, and nothing is asked of governance."""
+    """Unquoted, weak, several, no digest, or nothing at all: 400, and nothing is asked of governance."""
     answer = await client.put("/api/v1/agents/a", json=BODY, headers={"if-match": tag})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "If-Match")
     assert governance.asked == []
+
+
+async def test_of_two_tags_none_is_chosen(client: httpx.AsyncClient, governance: Governance) -> None:
+    """Threat 17 (control: exchange._SINGLE): the first would be checked here, and the second where another reads it."""
+    tags = [("if-match", "*"), ("if-match", f'"{DIGEST}"')]
+    answer = await client.put("/api/v1/agents/a", json=BODY, headers=tags)
+    assert (answer.status_code, governance.asked) == (400, [])
 
 
 async def test_a_tag_of_before_is_a_failed_precondition(client: httpx.AsyncClient, governance: Governance) -> None:
