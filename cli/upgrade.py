@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT
 
@@ -13,6 +16,8 @@ def upgrade(home: Home = None, as_json: Json = False) -> None:
     state = connect_to(settings_of(home))
     from serve_apps.upgrade import upgrade as replace_parts
 
-    replaced = replace_parts(state, OUTPUT.note)
+    # Ray writes what its nodes have to say to standard output, which is for the answer alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        replaced = replace_parts(state, OUTPUT.note)
     words = f"Gateways, shippers and governance are new, and {replaced} agents' processes were replaced."
     OUTPUT.result({"agents": replaced}, lambda console: console.print(words, markup=False, highlight=False))
