@@ -4,9 +4,11 @@
 
 The bare engine is the same engine, rules, data and input: `set_input_json` and `eval_rule_as_json`, nothing else. A decision
 is `decide()`: canonical input, its digest, evaluation, and the checks on the answer. The two run in turns, so that the
-machine's moods hit both. The same is measured with a bundle of 300 rules, all of them part of the decision, and with 10,000
-tenants. Registrations go through the real registrar and its whole transaction (decision, quota, budget, reservation, row):
-journal and coordination on disk, synced before the answer, by 8 threads as governance has. The last line is one JSON object.
+machine's moods hit both, and that gives the ratio. In such turns the first decision of each finds the caches full of the
+other side's work (`decision_cold_us_p50`), so p99 is of decisions in a row, as a busy governance makes them. The same is
+measured with a bundle of 300 rules, all of them part of the decision, and with 10,000 tenants. Registrations go through the
+real registrar and its whole transaction (decision, quota, budget, reservation, row): journal and coordination on disk, synced
+before the answer, by 8 threads as governance has. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -131,17 +133,23 @@ def decisions(bundle: PolicyBundle, count: int, entrypoint: Entrypoint = ADMISSI
 
     raw_us: list[float] = []
     decision_us: list[float] = []
+    cold_us: list[float] = []
     timed(raw, BATCH), timed(decision, BATCH)
     gc.collect()
     for turn in range(count // BATCH):
         pair = [(raw, raw_us), (decision, decision_us)]
         for call, into in pair if turn % 2 else reversed(pair):
-            into.extend(timed(call, BATCH))
+            took = timed(call, BATCH)
+            into.extend(took)
+            if call is decision:
+                cold_us.append(took[0])
+    in_a_row = timed(decision, count)
     raw_p50, decision_p50 = statistics.median(raw_us), statistics.median(decision_us)
     return {
         "raw_engine_us_p50": round(raw_p50, 1),
         "decision_us_p50": round(decision_p50, 1),
-        "decision_us_p99": round(statistics.quantiles(decision_us, n=100)[98], 1),
+        "decision_us_p99": round(statistics.quantiles(in_a_row, n=100)[98], 1),
+        "decision_cold_us_p50": round(statistics.median(cold_us), 1),
         "ratio": round(decision_p50 / raw_p50, 3),
     }
 
@@ -173,7 +181,7 @@ def main() -> None:
         for name, size in (("rules_300", {"rules": 300}), ("tenants_10000", {"tenants": 10_000})):
             bundle, entrypoint = grown(Path(home) / name, **size)
             found = decisions(bundle, options.decisions, entrypoint)
-            result[name] = {key: found[key] for key in ("decision_us_p50", "decision_us_p99", "ratio")}
+            result[name] = {key: found[key] for key in ("decision_us_p50", "decision_us_p99", "decision_cold_us_p50", "ratio")}
         wiring.sign_policies(settings)
         registrar = wiring.build_registrar(settings)
         registrar.recover()

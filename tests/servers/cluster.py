@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.marked import marked
 from actors.run_state import ClusterState, read_state
 from actors.topology import stop
+from cluster.journal.segment import decode_header
 from cluster.settings import Settings
 from cluster.telemetry.metrics import render
 
@@ -78,8 +79,9 @@ class RunningCluster:
         return found
 
     def journal_bytes(self, agent_id: str) -> int:
-        """Return how much the agent has written: it grows when a call is admitted, and when it ends."""
-        return sum(f.stat().st_size for f in (self.settings.journal_dir / f"agent.default.{agent_id}").rglob("*.seg"))
+        """Return how much of facts the agent has written: it grows when a call is admitted, and when it ends."""
+        segments = (self.settings.journal_dir / f"agent.default.{agent_id}").rglob("*.seg")
+        return sum(len(facts_of(segment.read_bytes())) for segment in segments)
 
     def replica(self) -> tuple[str, int]:
         """Return where HAProxy finds the gateway's replica: a test that must not have HAProxy between goes straight there."""
@@ -113,6 +115,12 @@ class RunningCluster:
             table = pq.read_table(path, partitioning=None).to_pylist()
             rows += [r for r in table if all(r[k] == v for k, v in wanted.items())]
         return rows
+
+
+def facts_of(segment: bytes) -> bytes:
+    """Return what follows the header, which is there before any fact."""
+    header = decode_header(segment)
+    return segment[header[1] :] if header else b""
 
 
 def eventually(look: Callable[[], T], holds: Callable[[T], bool] = bool, *, within_s: float = 30) -> T:

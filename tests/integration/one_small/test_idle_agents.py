@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
-
-from tests.servers.cluster import RunningCluster, eventually, running_cluster
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    """A cluster with room for two agents, which gives up idle ones after a second."""
-    with running_cluster(tmp_path_factory.mktemp("small") / "home", num_cpus=2, warm_pool=1, idle_s=1.0) as running:
-        yield running
+from tests.servers.cluster import RunningCluster, eventually
 
 
 def script(*steps: dict[str, Any]) -> str:
