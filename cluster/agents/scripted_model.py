@@ -7,7 +7,7 @@ A step is an object with one of these keys. Steps without an answer act and go o
 model call, and the next model call of the same turn goes on after it. After the last step the answer is "done".
 
     say: text             answer; "{tool}" stands for the last tool result
-    stream: [text, …]     answer in these pieces when streamed, joined when not
+    stream: [text, …]     answer in these pieces when streamed, joined when not;  times: n    all of them n times over
     call_tool: {name, args}      answer with one tool call;  call_tools: [{…}, …] with several at once
     loop_tools: {name, args}     answer with this tool call now and for ever
     fail: text            raise a RuntimeError
@@ -232,7 +232,7 @@ def _tool_calls(step: Step, messages: list[BaseMessage]) -> list[dict[str, Any]]
 
 def _pieces(step: Step, messages: list[BaseMessage]) -> list[str]:
     if "stream" in step:
-        return [str(piece) for piece in step["stream"]]
+        return [str(piece) for piece in step["stream"]] * int(step.get("times", 1))
     text = str(step["say"])
     if "{tool}" in text:
         results = [str(m.text) for m in messages if isinstance(m, ToolMessage)]

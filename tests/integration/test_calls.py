@@ -169,7 +169,8 @@ def test_a_stream_that_nobody_reads_gives_its_place_back_at_its_deadline(cluster
     """A client that opens a stream and does not read holds its call until its deadline and no longer (control: EventStream)."""
     cluster.register("unread")
     assert cluster.ask("unread", script({"say": "awake"})).status_code == 200
-    with send(cluster, "unread", script({"stream": ["x" * 200] * 4000}), "X-Deadline-S: 3") as client:
+    # More than all buffers on its way hold together.
+    with send(cluster, "unread", script({"stream": ["x" * 2000], "times": 10_000}), "X-Deadline-S: 3") as client:
         eventually(cluster.calls_held, lambda held: held == 1)
         eventually(cluster.calls_held, lambda held: held == 0)
         rows = finals(cluster, "unread", 2)
