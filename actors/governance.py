@@ -198,12 +198,12 @@ class GovernanceActor:
         return {"agents": [self._public(who.tenant, r) for r in records], "next": following}
 
     @_answered
-    async def remove(self, principal: str, agent_id: str) -> dict[str, Any]:
+    async def remove(self, principal: str, agent_id: str, request_id: str = "") -> dict[str, Any]:
         """Revoke an agent: it does not wake again, its process drains and ends, its quota comes back."""
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "agent_id")
-        record = await self._run(partial(self._registrar.remove, who.tenant, agent, who))
+        record = await self._run(partial(self._registrar.remove, who.tenant, agent, who, request_id=request_id))
         await self._processes.end(who.tenant, agent)
         await self._run(partial(forget_conversations, self._settings, record))
         return {"status": "removed", "agent_id": agent}
