@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from cluster.errors import NotFoundError
+from cluster.errors import CancelledCallError, NotFoundError
 from cluster.runs import sqlite_documents
 from cluster.runs.run import Run, RunStatus
 
@@ -107,7 +107,8 @@ def cancel(connection: sqlite3.Connection, run: Run, how: int, now_us: int) -> N
         "UPDATE runs SET cancel = max(cancel, ?), changed = ? WHERE number = ?", (how, next_change(connection), number)
     )
     if run.status is RunStatus.PENDING:
-        move(connection, number, run.after(RunStatus.CANCELLED, now_us))
+        error = CancelledCallError("The run was cancelled before it began.").to_problem()
+        move(connection, number, run.after(RunStatus.CANCELLED, now_us, error=error))
 
 
 def remove(connection: sqlite3.Connection, numbers: list[int]) -> int:

@@ -168,7 +168,8 @@ def test_a_cancel_is_told_to_whoever_runs_it(store: RunStore) -> None:
     waits, runs = created(store, thread_id="t"), None
     runs = store.claim("gateway.a/e1", 1, 0)[0]
     late = created(store, thread_id="t")
-    assert store.request_cancel("acme", late.run_id, 0).status is RunStatus.CANCELLED
+    unbegun = store.request_cancel("acme", late.run_id, 0)
+    assert (unbegun.status, unbegun.error["code"]) == (RunStatus.CANCELLED, "cancelled")
     told = store.request_cancel("acme", runs.run_id, 0)
     assert (told.run_id, told.status, told.cancel_requested) == (waits.run_id, RunStatus.RUNNING, True)
     assert store.to_cancel("gateway.a/e1") == [runs.run_id]
