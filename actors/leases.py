@@ -213,6 +213,7 @@ class Leases:
     def _close(self, reservation: Reservation, used: Mapping[str, int]) -> None:
         """End a reservation by what was used of each account."""
         name = reservation.reservation_id
+        self._unheard.pop(name, None)
         if self._holder is None or self._journal is None or name not in self._holder.reservations:
             return
         try:
@@ -378,7 +379,7 @@ class Leases:
                 log.warning("what became of %d calls is asked again: %s", len(asked), e)
                 continue
             for name, used in found.items():
-                if (reservation := self._unheard.pop(name, None)) is not None:
+                if (reservation := self._unheard.get(name)) is not None:
                     self._close(reservation, used)
 
     async def _call(self, method: str, *arguments: object) -> Any:
