@@ -159,13 +159,14 @@ class Leases:
         """End a reservation by what was spent, tokens and micro-dollars; None when nobody said: then it is found out."""
         if self._holder is None or self._journal is None or reservation.reservation_id not in self._holder.reservations:
             return
-        if spent is None and reservation.amounts:
+        if spent is not None:
+            by_unit = {"tokens": spent[0], "micro_usd": spent[1], "calls": 0}
+            used = {name: min(amount, by_unit[name.rpartition(".")[2]]) for name, amount in reservation.amounts.items()}
+            self._close(reservation, used, spent[0])
+        elif reservation.amounts:
             self._unheard[reservation.reservation_id] = reservation
-            return
-        tokens, micro_usd = spent or (0, 0)
-        by_unit = {"tokens": tokens, "micro_usd": micro_usd, "calls": 0}
-        used = {name: min(amount, by_unit[name.rpartition(".")[2]]) for name, amount in reservation.amounts.items()}
-        self._close(reservation, used)
+        else:
+            self._close(reservation, {}, None)
 
     def use(self, tenant: str) -> list[dict[str, str | int]]:
         """Return what this process knows of a tenant's accounts: the bound, and what was used of it when the limiter said so."""
@@ -210,8 +211,8 @@ class Leases:
             self._wake.set()
         return True
 
-    def _close(self, reservation: Reservation, used: Mapping[str, int]) -> None:
-        """End a reservation by what was used of each account."""
+    def _close(self, reservation: Reservation, used: Mapping[str, int], tokens: int | None) -> None:
+        """End a reservation by what was used of each account; where the tokens are not known the rate gets none back."""
         name = reservation.reservation_id
         self._unheard.pop(name, None)
         if self._holder is None or self._journal is None or name not in self._holder.reservations:
@@ -222,9 +223,8 @@ class Leases:
             self._unheard[name] = reservation  # tried again with its fate
             return
         self._holder.settle(name, used)
-        self._rates.give_back(
-            reservation.rates, max((n for account, n in used.items() if account.endswith(".tokens")), default=0)
-        )
+        if tokens is not None:
+            self._rates.give_back(reservation.rates, tokens)
         if self._waiting:
             self._serve()
 
@@ -380,7 +380,7 @@ class Leases:
                 continue
             for name, used in found.items():
                 if (reservation := self._unheard.get(name)) is not None:
-                    self._close(reservation, used)
+                    self._close(reservation, used, max((n for x, n in used.items() if x.endswith(".tokens")), default=None))
 
     async def _call(self, method: str, *arguments: object) -> Any:
         try:

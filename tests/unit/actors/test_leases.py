@@ -38,6 +38,7 @@ class Rules:
     def __init__(self) -> None:
         self.tokens = 1_000
         self.rpm: int | None = None
+        self.tpm: int | None = None
         self.concurrency: int | None = None
         self.bounded = True
 
@@ -48,7 +49,7 @@ class Rules:
         if method == "tenant_bounds":
             return bounds_to_json(bounds)
         bounds.append(Bound("agent", "default.a", Window.TOTAL, "tokens", 10_000))
-        return Terms(tuple(bounds) if self.bounded else (), self.rpm, None, Price(), 1, 0, 100, 0).to_json()
+        return Terms(tuple(bounds) if self.bounded else (), self.rpm, self.tpm, Price(), 1, 0, 100, 0).to_json()
 
 
 class Local:
@@ -293,3 +294,17 @@ async def test_a_call_that_nothing_bounds_is_not_asked_about(cluster: Cluster) -
     leases = cluster.process()
     leases.settle(await leases.reserve(call(300)), None)
     assert not leases._unheard
+
+
+async def test_tokens_a_minute_are_bounded_where_no_budget_is(cluster: Cluster) -> None:
+    """Control: Terms.units. What a call may take is known also where only a rate bounds it; what it took stays taken."""
+    cluster.rules.tpm, cluster.rules.bounded = 60, False
+    leases = cluster.process()
+    with pytest.raises(RateLimitedError, match="all of the 60 tokens a minute"):
+        await leases.reserve(call(100))
+    rate = leases._rates._rates["default.tokens"]
+    rate.level = 150
+    leases.settle(await leases.reserve(call(100)), (40, 0))
+    assert rate.level == 110
+    leases.settle(await leases.reserve(call(100)), None)
+    assert rate.level == 10
