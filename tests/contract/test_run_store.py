@@ -116,6 +116,20 @@ def test_runs_of_a_thread_take_turns(store: RunStore) -> None:
     assert claimed(store) == [second.run_id]
 
 
+def test_threat_25_one_tenants_runs_leave_places_for_others(store: RunStore) -> None:
+    """Controls: `busy` and `each` of CLAIMABLE. Whoever has fewer running is next, however long another has waited in line."""
+    many = [created(store) for _ in range(5)]
+    assert len(store.claim("gateway.a/e1", 9, 0, each=3)) == 3
+    late = [created(store, tenant="rival") for _ in range(2)]
+    assert claimed(store, limit=1) == [late[0].run_id]
+    ended(store, many[0].run_id)
+    assert claimed(store, limit=1) == [late[1].run_id]
+    assert claimed(store, limit=1) == [many[3].run_id]
+    assert store.claim("gateway.a/e1", 9, 0, each=3) == []
+    ended(store, many[1].run_id)
+    assert [run.run_id for run in store.claim("gateway.a/e1", 9, 0, each=3)] == [many[4].run_id]
+
+
 def test_a_busy_thread_refuses_a_run_that_would_not_wait(store: RunStore) -> None:
     """Nothing is kept of it; when the thread is free it is taken."""
     first = created(store, thread_id="t")
