@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from actors.channel.unheard import GivenUp, end_of, spent_of
 from actors.directory import AgentStream, Directory
 from actors.leases import Leases, Reservation
 from actors.turns import Place, Turns
@@ -139,7 +141,8 @@ class InvocationStream:
                     await self._stream.stopped()
             finally:
                 invoker._turns.leave(self._place)
-                invoker._settle(self._reservation, self._spent)
+                if self._reservation is not None:
+                    invoker._settle(self._reservation, self._spent, self._stream.given_up)
 
 
 class Invoker:
@@ -183,7 +186,7 @@ class Invoker:
         and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
         """
         place = await self._enter(invocation)
-        reservation, spent = None, None
+        reservation, spent, end = None, None, None
         try:
             reservation, invocation = await self._reserve(invocation)
             answer = CallAnswer.from_bytes(
@@ -197,12 +200,12 @@ class Invoker:
                 )
             )
             spent = answer.spent
-        except SovereignError as error:
-            spent = error.spent
+        except BaseException as error:
+            spent, end = spent_of(error), end_of(error)
             raise
         finally:
             self._turns.leave(place)
-            self._settle(reservation, spent)
+            self._settle(reservation, spent, end)
         return answer
 
     async def open(self, invocation: Invocation) -> InvocationStream:
@@ -211,7 +214,7 @@ class Invoker:
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
         place = await self._enter(invocation)
-        reservation, spent = None, None
+        reservation = None
         try:
             reservation, invocation = await self._reserve(invocation)
             stream = await self._directory.stream(
@@ -223,10 +226,8 @@ class Invoker:
                 until_stopped=invocation.until_stopped,
             )
         except BaseException as error:
-            if isinstance(error, SovereignError):
-                spent = error.spent
             self._turns.leave(place)
-            self._settle(reservation, spent)
+            self._settle(reservation, spent_of(error), end_of(error))
             raise
         return InvocationStream(stream, self, place, reservation, until_stopped=invocation.until_stopped)
 
@@ -236,8 +237,16 @@ class Invoker:
         reservation = await self.leases.reserve(invocation)
         return reservation, replace(invocation, reservation_id=reservation.reservation_id, budget=reservation.budget)
 
-    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
-        if reservation is not None and self.leases is not None:
+    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None, end: GivenUp | None = None) -> None:
+        if reservation is None or self.leases is None:
+            return
+        self.leases.settle(reservation, spent)
+        if spent is None and end is not None:
+            # Sooner than it could be read anywhere. One that never began at its agent stands nowhere else.
+            end.add_done_callback(partial(self._heard, reservation))
+
+    def _heard(self, reservation: Reservation, end: GivenUp) -> None:
+        if self.leases is not None and not end.cancelled() and (spent := end.result()) is not None:
             self.leases.settle(reservation, spent)
 
     async def aclose(self) -> None:

@@ -7,7 +7,7 @@ is taken over by another, and what it had begun ends as lost, for it may have do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -136,7 +136,13 @@ class Runs(RunDocuments):
             owner=self._owner,
             **{f.name: getattr(request, f.name) for f in fields(request) if f.name not in ("run_id", "multitask")},
         )
-        await self._records.write(self._store.create, run, request.multitask)
+        writing = asyncio.ensure_future(self._records.write(self._store.create, run, request.multitask))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # Whoever asked has left, and the store may have taken it all the same.
+            self._end_unheard(self._cancel_written(principal, run, writing))
+            raise
         return run
 
     async def get(self, principal: Principal, run_id: str) -> Run:
@@ -238,9 +244,17 @@ class Runs(RunDocuments):
     def leave(self, principal: Principal, run_id: str, cancel: bool | None = None) -> None:
         """Somebody who waited for a run has left: cancel it if it was to go on for nobody else; None: as it says."""
         if cancel is not False:
-            task = asyncio.ensure_future(self._cancel_for(principal, run_id, cancel))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelled)
+            self._end_unheard(self._cancel_for(principal, run_id, cancel))
+
+    def _end_unheard(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelled)
+
+    async def _cancel_written(self, principal: Principal, run: Run, writing: asyncio.Future[None]) -> None:
+        await writing
+        if run.cancel_on_disconnect:
+            await self.cancel(principal, run.run_id)
 
     async def _cancel_for(self, principal: Principal, run_id: str, cancel: bool | None) -> None:
         run = await self.get(principal, run_id)

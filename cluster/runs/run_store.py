@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cluster.runs.run import Multitask, Run, RunStatus
 from cluster.runs.webhook import DeliveryStore
+
+# More than anybody carries: no bound.
+MOST_RUNS: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,11 @@ class RunStore(DeliveryStore, Protocol):
         """
         ...
 
-    def claim(self, owner: str, limit: int, now_us: int) -> list[Run]:
+    def claim(self, owner: str, limit: int, now_us: int, each: int = MOST_RUNS) -> list[Run]:
         """Return up to `limit` of `owner`'s pending runs that may begin, now running, the tenants taking turns.
 
-        A run may begin when no earlier one of its thread is left.
+        A run may begin when no earlier one of its thread is left, and fewer than `each` of its tenant run. The tenant of
+        which the fewest run is next.
         """
         ...
 

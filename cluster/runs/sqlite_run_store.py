@@ -12,7 +12,7 @@ import orjson
 from cluster.clock import Clock, SystemClock
 from cluster.errors import ConflictError, OverloadedError
 from cluster.runs.run import Multitask, Run, RunLostError, RunStatus, ThreadBusyError
-from cluster.runs.run_store import Bounds, Change, Taken, Which
+from cluster.runs.run_store import MOST_RUNS, Bounds, Change, Taken, Which
 from cluster.runs.sqlite_deliveries import SqliteDeliveries
 from cluster.runs.sqlite_documents import SqliteDocuments
 from cluster.runs.sqlite_events import SqliteEvents
@@ -70,15 +70,15 @@ class SqliteRunStore(SqliteDocuments, SqliteEvents, SqliteDeliveries):
 
         self._file.write(write)
 
-    def claim(self, owner: str, limit: int, now_us: int) -> list[Run]:
+    def claim(self, owner: str, limit: int, now_us: int, each: int = MOST_RUNS) -> list[Run]:
         """Return pending runs of `owner` that may begin, now running."""
         with self._file.reading() as connection:
-            if connection.execute(CLAIMABLE, (owner, 1)).fetchone() is None:
+            if connection.execute(CLAIMABLE, (owner, each, 1)).fetchone() is None:
                 return []
 
         def write(connection: sqlite3.Connection) -> list[Run]:
             found = []
-            for (number,) in connection.execute(CLAIMABLE, (owner, limit)).fetchall():
+            for (number,) in connection.execute(CLAIMABLE, (owner, each, limit)).fetchall():
                 run = read(connection, "r.number = ?", (number,)).after(RunStatus.RUNNING, now_us)
                 move(connection, number, run)
                 found.append(run)

@@ -116,6 +116,20 @@ def test_runs_of_a_thread_take_turns(store: RunStore) -> None:
     assert claimed(store) == [second.run_id]
 
 
+def test_threat_25_one_tenants_runs_leave_places_for_others(store: RunStore) -> None:
+    """Controls: `busy` and `each` of CLAIMABLE. Whoever has fewer running is next, however long another has waited in line."""
+    many = [created(store) for _ in range(5)]
+    assert len(store.claim("gateway.a/e1", 9, 0, each=3)) == 3
+    late = [created(store, tenant="rival") for _ in range(2)]
+    assert claimed(store, limit=1) == [late[0].run_id]
+    ended(store, many[0].run_id)
+    assert claimed(store, limit=1) == [late[1].run_id]
+    assert claimed(store, limit=1) == [many[3].run_id]
+    assert store.claim("gateway.a/e1", 9, 0, each=3) == []
+    ended(store, many[1].run_id)
+    assert [run.run_id for run in store.claim("gateway.a/e1", 9, 0, each=3)] == [many[4].run_id]
+
+
 def test_a_busy_thread_refuses_a_run_that_would_not_wait(store: RunStore) -> None:
     """Nothing is kept of it; when the thread is free it is taken."""
     first = created(store, thread_id="t")
@@ -168,7 +182,8 @@ def test_a_cancel_is_told_to_whoever_runs_it(store: RunStore) -> None:
     waits, runs = created(store, thread_id="t"), None
     runs = store.claim("gateway.a/e1", 1, 0)[0]
     late = created(store, thread_id="t")
-    assert store.request_cancel("acme", late.run_id, 0).status is RunStatus.CANCELLED
+    unbegun = store.request_cancel("acme", late.run_id, 0)
+    assert (unbegun.status, unbegun.error["code"]) == (RunStatus.CANCELLED, "cancelled")
     told = store.request_cancel("acme", runs.run_id, 0)
     assert (told.run_id, told.status, told.cancel_requested) == (waits.run_id, RunStatus.RUNNING, True)
     assert store.to_cancel("gateway.a/e1") == [runs.run_id]
