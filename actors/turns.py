@@ -1,4 +1,8 @@
-"""The turns of calls in one event loop: who has a place, who waits for one, and how many places the loop can bear."""
+"""The turns of calls in one event loop: who has a place, and who begins next.
+
+A few calls begin in each round of the loop. Were it all that come, whoever comes next would wait in the loop behind all of
+their work, and there nobody has turns; so they wait in the queue, where each tenant has its own.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,10 @@ from typing import Final
 
 from cluster.errors import DeadlineExceededError, OverloadedError
 from cluster.limits.fair_queue import FairQueue
-from cluster.limits.pace import Pace
 from cluster.telemetry.metrics import Metrics
 
-# How often it is looked at how late the loop is.
-LOOK_S: Final = 0.002
+# Enough to keep the loop busy, and little to wait for.
+A_ROUND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Turns:
     def __init__(self, places: int, waiting: int, metrics: Metrics | None = None) -> None:
         """Have at most `places` calls under way and `waiting` waiting; where nothing may wait, one tenant may have all places."""
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
-        self._pace = Pace(places)
-        self._looked_ns = 0
+        self._a_round = A_ROUND if waiting else places
+        self._begun = 0
         self._metrics = metrics
 
     @property
@@ -49,7 +52,9 @@ class Turns:
 
         Raises OverloadedError at once when as many calls of the tenant wait as may, DeadlineExceededError after `left_s`.
         """
-        if not self._queue.enter(tenant):
+        if self._begun < self._a_round and self._queue.enter(tenant):
+            self._begin()
+        else:
             await self._wait(tenant, left_s)
         self._changed()
         return Place(tenant, time.monotonic_ns())
@@ -82,32 +87,21 @@ class Turns:
                 raise DeadlineExceededError("The call's deadline passed while it waited for its turn.") from None
             raise
 
+    def _begin(self) -> None:
+        if not self._begun:
+            # After what is ready now, and before what comes meanwhile.
+            asyncio.get_running_loop().call_soon(self._next_round)
+        self._begun += 1
+
+    def _next_round(self) -> None:
+        self._begun = 0
+        self._call_next()
+
     def _call_next(self) -> None:
-        while (turn := self._queue.next()) is not None:
+        while self._begun < self._a_round and (turn := self._queue.next()) is not None:
+            self._begin()
             turn.set_result(None)
 
     def _changed(self) -> None:
         if self._metrics is not None:
             self._metrics.queue_depth(self.calls)
-        now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns > LOOK_S * 1e9:
-            self._look(now_ns)
-
-    def _look(self, now_ns: int) -> None:
-        self._looked_ns = now_ns
-        asyncio.get_running_loop().call_soon(self._looked, now_ns)
-
-    def _looked(self, since_ns: int) -> None:
-        # Everything that was ready before has had its turn since then.
-        late_us = (time.monotonic_ns() - since_ns) // 1_000
-        queue = self._queue
-        queue.places = self._pace.seen(late_us, running=queue.running, tenants=queue.tenants)
-        self._call_next()
-        if queue.waiting and not self._pace.is_full:
-            # However long those take that have the places, more are given as soon as the loop bears it.
-            asyncio.get_running_loop().call_later(LOOK_S, self._look_again)
-
-    def _look_again(self) -> None:
-        now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns >= LOOK_S * 1e9:
-            self._look(now_ns)

@@ -37,9 +37,11 @@ class FairQueue(Generic[T]):
     """The places of one process; `T` is what stands for a call that waits."""
 
     def __init__(self, places: int, waiting: int, *, shared: bool = True) -> None:
-        """Have so many places and room for so many to wait; without `shared` one tenant may have all of them."""
-        # Never more than `most`; fewer while its owner says so.
-        self._most = self.places = places
+        """Have so many places and room for so many to wait beside; without `shared` one tenant may have all of them.
+
+        While places are empty more may wait, so many as would have them.
+        """
+        self._places = places
         self._room = waiting
         self._share = SHARE if shared else places + waiting
         self.running = 0
@@ -62,10 +64,10 @@ class FairQueue(Generic[T]):
         return True
 
     def wait(self, tenant: str, item: T) -> int | None:
-        """Let `item` wait for a place, and return its ticket; None when the tenant has as much of the waiting room as it may."""
+        """Let `item` wait for a place, and return its ticket; None when the tenant has as much as it may of places and room."""
         known = self._tenants.get(tenant) or _Tenant()
-        free = self._room - self.waiting
-        if free <= 0 or len(known.waiting) >= max(1, self._share * free):
+        free = self._places + self._room - self.running - self.waiting
+        if free <= 0 or known.running + len(known.waiting) >= max(1, self._share * free):
             return None
         self._tenants[tenant] = self._turns[tenant] = known
         self._tickets += 1
@@ -93,7 +95,7 @@ class FairQueue(Generic[T]):
 
     def next(self) -> T | None:
         """Give a place to whoever's turn it is; None when nobody who waits may have one now."""
-        if not self._turns or self.running >= self.places:
+        if not self._turns or self.running >= self._places:
             return None
         able = [(name, known) for name, known in self._turns.items() if self._may_run(known)]
         if not able:
@@ -114,21 +116,16 @@ class FairQueue(Generic[T]):
             self._turns.move_to_end(name)
         return item
 
-    @property
-    def tenants(self) -> int:
-        """How many tenants have calls here, under way or waiting."""
-        return len(self._tenants)
-
     def load(self) -> int:
         """Return how much is to be done: what runs, and of each tenant that waits no more than it may have of the places.
 
         It is what more processes are started for, and what one tenant piles up must not be.
         """
-        most = self._most * self._share // (self._share + 1) or 1
+        most = self._places * self._share // (self._share + 1) or 1
         return self.running + sum(min(len(known.waiting), most) for known in self._turns.values())
 
     def _may_run(self, known: _Tenant[T]) -> bool:
-        free = self.places - self.running
+        free = self._places - self.running
         return free > 0 and known.running < max(1, self._share * free)
 
     def _begin(self, known: _Tenant[T]) -> None:
