@@ -32,7 +32,7 @@ from cluster.journal.reader import is_alive
 from cluster.limits.account import AccountId, Held
 from cluster.limits.fates import Fates
 from cluster.limits.lease_journal import replay
-from cluster.limits.limiter import NAME, Answer, Limiter, Report
+from cluster.limits.limiter import NAME, Answer, HolderRow, Limiter, Report
 from cluster.limits.lost import Lost
 from cluster.limits.terms import Bound, Terms, bound_of, bounds_from_json
 from cluster.limits.token_bucket import TokenBucket
@@ -201,7 +201,7 @@ class LimiterActor:
                 await asyncio.wait_for(self._look.wait(), LOOK_S)
             self._look.clear()
             try:
-                await self._run(self._recover)
+                await self._recover()
                 await self._resolve()
                 if time.monotonic() >= correct_at:
                     correct_at = time.monotonic() + CORRECT_S
@@ -210,18 +210,25 @@ class LimiterActor:
                 log.exception("what dead processes had reserved stays reserved until the next look")
                 await asyncio.sleep(LOOK_S)
 
-    def _recover(self) -> None:
-        for epoch, row in list(self._books.holders.items()):
-            directory, journal = self._settings.of_node(row.node).lease_dir, JournalId.parse(row.journal)
-            if not is_alive(directory, journal):
-                try:
-                    found = replay(directory, journal)
-                except IntegrityError as e:  # nothing of it is free, because nobody can say what of it was spent
-                    log.error("the reservations of %s can't be read, and stay: %s", journal, e)  # noqa: TRY400
-                    continue
-                self._books.recover(epoch, found.settled, found.opened)
-                shutil.rmtree(journal.folder(directory).parent, ignore_errors=True)
-                log.info("holder %s is gone; %d accounts of it have open reservations", journal, len(found.opened))
+    async def _recover(self) -> None:
+        for epoch, row in (await self._run(self._holders)).items():
+            try:
+                await self._run(self._recover_holder, epoch, row)
+            except Exception:  # the others' are free all the same
+                log.exception("what holder %s had reserved stays reserved until the next look", row.journal)
+
+    def _recover_holder(self, epoch: int, row: HolderRow) -> None:
+        directory, journal = self._settings.of_node(row.node).lease_dir, JournalId.parse(row.journal)
+        if is_alive(directory, journal):
+            return
+        try:
+            found = replay(directory, journal)
+        except IntegrityError as e:  # nothing of it is free, because nobody can say what of it was spent
+            log.error("the reservations of %s can't be read, and stay: %s", journal, e)  # noqa: TRY400
+            return
+        self._books.recover(epoch, found.settled, found.opened)
+        shutil.rmtree(journal.folder(directory).parent, ignore_errors=True)
+        log.info("holder %s is gone; %d accounts of it have open reservations", journal, len(found.opened))
 
     async def _resolve(self) -> None:
         held = await self._run(self._held)
@@ -239,6 +246,9 @@ class LimiterActor:
             for reservation, used in spent.items():
                 await self._run(self._supersede, reservation, by_account(lost[reservation].amounts, used))
             await self._run(self._forget_lost)
+
+    def _holders(self) -> dict[int, HolderRow]:
+        return dict(self._books.holders)
 
     def _held(self) -> dict[str, dict[str, Held]]:
         return self._books.held()

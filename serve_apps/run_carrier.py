@@ -52,6 +52,8 @@ class RunCarrier:
         # Runs whose task was told to stop; a second time would interrupt its clean-up.
         self._stopping: set[str] = set()
         self._draining = False
+        # Held while runs are taken from the record, until they are carried.
+        self._beginning = asyncio.Lock()
 
     @property
     def running(self) -> int:
@@ -84,6 +86,8 @@ class RunCarrier:
     async def drain(self) -> None:
         """Begin nothing more, and wait for what runs; what waits is taken over when this process has ended."""
         self._draining = True
+        async with self._beginning:  # what is being begun will run
+            pass
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
@@ -105,11 +109,12 @@ class RunCarrier:
         free = self._at_once - len(self._running)
         if free <= 0 or self._draining:
             return
-        # One tenant never has all places, for its runs may be long.
-        each = max(1, self._at_once * 3 // 4)
-        for run in await self._records.write(self._store.claim, self._owner, free, self._clock.now_us(), each):
-            task = self._running[run.run_id] = asyncio.create_task(self._carry(run), name=f"run {run.run_id}")
-            task.add_done_callback(partial(self._left, run.run_id))
+        async with self._beginning:
+            # One tenant never has all places, for its runs may be long.
+            each = max(1, self._at_once * 3 // 4)
+            for run in await self._records.write(self._store.claim, self._owner, free, self._clock.now_us(), each):
+                task = self._running[run.run_id] = asyncio.create_task(self._carry(run), name=f"run {run.run_id}")
+                task.add_done_callback(partial(self._left, run.run_id))
 
     async def _stop_cancelled(self) -> None:
         for run_id in await self._records.read(self._store.to_cancel, self._owner):

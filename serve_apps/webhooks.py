@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import orjson
@@ -20,7 +22,9 @@ from serve_apps.run_requests import run_object
 
 log = logging.getLogger(__name__)
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 64
+# With so many of one tenant under way it waits: its receiver may be slow, and others' are not to wait for that.
+EACH: Final = 8
 # A try that nobody says anything of for so long was made by a gateway that died: above what one takes.
 UNHEARD_US: Final = 60_000_000
 # How often other gateways' deliveries are looked for.
@@ -38,7 +42,8 @@ class Webhooks:
         self._egress = egress
         self._secrets = secrets
         self._clock = clock
-        self._telling: set[asyncio.Task[None]] = set()
+        # What is being told, and of which tenant.
+        self._telling: dict[asyncio.Task[None], str] = {}
 
     def check(self, url: str) -> None:
         """Raise InvalidRequestError for an address that may not be called, as far as that shows from its text."""
@@ -68,20 +73,22 @@ class Webhooks:
     async def _round(self) -> float:
         """Begin to deliver what is due, and return for how many seconds nothing is."""
         now_us = self._clock.now_us()
-        due_us = await self._records.read(self._store.next_delivery_us)
+        busy = [tenant for tenant, count in Counter(self._telling.values()).items() if count >= EACH]
+        due_us = await self._records.read(self._store.next_delivery_us, but=busy)
         free = AT_ONCE - len(self._telling)
         if due_us is None or free == 0:
             return LOOK_S
         if due_us > now_us:
             return min(LOOK_S, (due_us - now_us) / 1e6)
-        for delivery in await self._records.read(self._store.due_deliveries, now_us, now_us + UNHEARD_US, free):
+        due = partial(self._store.due_deliveries, now_us, now_us + UNHEARD_US, free, each=EACH, but=busy)
+        for delivery in await self._records.read(due):
             task = asyncio.create_task(self._tell(delivery), name=f"webhook {delivery.id}")
-            self._telling.add(task)
+            self._telling[task] = delivery.run.tenant
             task.add_done_callback(self._told)
         return 0.0
 
     def _told(self, task: asyncio.Task[None]) -> None:
-        self._telling.discard(task)
+        del self._telling[task]
         self._records.ended.set()  # there is room for another
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a webhook failed here; it is tried again", exc_info=error)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ from cluster.limits.lost import FOLDER, Lost, LostReservations
 NAME = "limiter"
 # Accounts of one exchange at most, so that it is one transaction.
 MAX_ACCOUNTS = 100
+# From where on an account's value is packed; a node takes half a MiB.
+PACKED_BYTES = 64 << 10
 
 
 class UnknownHolderError(ConflictError):
@@ -253,7 +256,7 @@ class Limiter:
             del self._accounts[name]
 
     def _set_account(self, name: str, account: Account) -> Op:
-        path, value = _account(name), orjson.dumps(account.to_json())
+        path, value = _account(name), _account_value(account)
         return Create(path, value) if self._coordination.get(path) is None else Set(path, value)
 
     def _mark(self, name: str, account: Account, had: bool) -> list[Op]:
@@ -295,9 +298,15 @@ def _children(coordination: Coordination, path: str) -> Iterable[str]:
 
 def _read_account(name: str, value: bytes) -> Account:
     try:
-        return Account.from_json(orjson.loads(value))
-    except (KeyError, TypeError, ValueError) as e:
+        return Account.from_json(orjson.loads(value if value.startswith(b"{") else zlib.decompress(value)))
+    except (KeyError, TypeError, ValueError, zlib.error) as e:
         raise IntegrityError(f"The stored account {name} can't be read: {e!r}.") from None
+
+
+def _account_value(account: Account) -> bytes:
+    """Return the value of an account's node: packed when it is large, for many calls may be open when their holders die."""
+    value = orjson.dumps(account.to_json())
+    return value if len(value) < PACKED_BYTES else zlib.compress(value, 1)
 
 
 def _write_grant(epoch: int, name: str, grant: Grant, known: bool) -> Op:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,8 @@ SECRET_BYTES: Final = 32
 BACKOFF_S: Final = (5, 30, 120, 600, 3_600, 10_800, 28_800, 86_400)
 # A try is put off by up to this share of its time more, so that what failed together does not come back together.
 JITTER: Final = 0.2
+# More than anybody asks for: no bound.
+MOST_EACH: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,17 @@ class WebhookSecrets:
 class DeliveryStore(Protocol):
     """The part of the run store that knows whose end is still to be told. Blocks: for threads."""
 
-    def due_deliveries(self, now_us: int, again_us: int, limit: int) -> list[Delivery]:
-        """Return deliveries that are due, each due again at `again_us` should nothing be heard of it until then."""
+    def due_deliveries(
+        self, now_us: int, again_us: int, limit: int, *, each: int = MOST_EACH, but: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Return deliveries that are due, each due again at `again_us` should nothing be heard of it until then.
+
+        At most `each` of one tenant, the tenants taking turns, and none of the tenants in `but`.
+        """
         ...
 
-    def next_delivery_us(self) -> int | None:
-        """Return when the next one is due, or None when there is none."""
+    def next_delivery_us(self, *, but: Collection[str] = ()) -> int | None:
+        """Return when the next one is due, or None when there is none; those of the tenants in `but` do not count."""
         ...
 
     def put_off(self, run_id: str, due_us: int) -> None:

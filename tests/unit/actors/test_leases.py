@@ -22,6 +22,7 @@ from cluster.identity.roles import Scope
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
 from cluster.journal.writer import JournalWriter
+from cluster.limits.limiter import Limiter
 from cluster.limits.price_card import Price
 from cluster.limits.refusals import BudgetExceededError, RateLimitedError
 from cluster.limits.terms import Bound, Terms, bounds_to_json
@@ -308,3 +309,26 @@ async def test_tokens_a_minute_are_bounded_where_no_budget_is(cluster: Cluster) 
     assert rate.level == 110
     leases.settle(await leases.reserve(call(100)), None)
     assert rate.level == 10
+
+
+async def test_a_holder_that_can_not_be_ended_keeps_no_others_reservations(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: one by one in LimiterActor._recover. The books are read anew after the fault, and the next holder is ended."""
+    first, second = cluster.process(), cluster.process()
+    await first.reserve(call(100))
+    await second.reserve(call(100))
+    assert first._holder is not None
+    assert second._holder is not None
+    broken, other, recover = first._holder.epoch, second._holder.epoch, Limiter.recover
+
+    def fails(books: Limiter, epoch: int, *found: Any) -> None:
+        if epoch == broken:
+            raise UnavailableError("The store refuses it.")
+        recover(books, epoch, *found)
+
+    monkeypatch.setattr(Limiter, "recover", fails)
+    cluster.kill(first)
+    cluster.kill(second)
+    await eventually(lambda: other not in cluster.limiter._books.holders)
+    assert broken in cluster.limiter._books.holders

@@ -9,6 +9,7 @@ import pytest
 from cluster.coordination.coordination import Op
 from cluster.coordination.epochs import next_epoch
 from cluster.errors import IntegrityError, UnavailableError
+from cluster.identity.ids import uuid7
 from cluster.limits.account import AccountId, Held
 from cluster.limits.lease import Holder
 from cluster.limits.limiter import NAME, Limiter, Report, UnknownHolderError
@@ -127,3 +128,15 @@ def test_a_call_reserves_on_all_accounts_or_none() -> None:
     holder.settle("r2", {A: 99, b: 4})
     holder.settle("r2", {A: 1, b: 1})
     assert (holder.leases[A].settled, holder.leases[b].settled, holder.leases[b].room) == (30, 4, 6)
+
+
+def test_threat_80_ten_thousand_open_calls_of_dead_holders_are_held(store: MemoryCoordination) -> None:
+    """Control: what packs an account's value. Else nothing of them would be found out, and all of it blocked for ever."""
+    books, bound = limiter(store), {A: 10**9}
+    for life in range(4):
+        epoch = books.open(f"j/e{life}", "")
+        books.exchange(epoch, 1, {A: Report(need=10_000_000, want=10_000_000)}, bound)
+        books.recover(epoch, {}, {A: {uuid7(): Held(4_000, "acme.planner", 1_790_000_000_000_000) for _ in range(2_500)}})
+    assert books.use_of(A) == (0, 40_000_000)
+    later = limiter(store)
+    assert (len(later.held()), later.use_of(A)) == (10_000, (0, 40_000_000))

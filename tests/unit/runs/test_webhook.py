@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,16 @@ def test_a_message_is_tried_ever_later_and_not_for_ever(tries: int, luck: float)
         assert again is not None
         pause_s = BACKOFF_S[tries - 1]
         assert pause_s <= (again - 1_000) / 1e6 <= 1.2 * pause_s
+
+
+def test_a_secret_that_many_ask_for_at_once_is_made_once(tmp_path: Path) -> None:
+    """Control: the name of the draft in write_secret. Runs of one tenant may end together, and each is told at once."""
+    kept, begin = WebhookSecrets(tmp_path / "webhooks"), threading.Barrier(8)
+
+    def ask(_: int) -> str:
+        begin.wait()
+        return kept.of(TenantId("acme"))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(ask, range(8)))) == 1
+    assert [path.name for path in (tmp_path / "webhooks").iterdir()] == ["acme"]

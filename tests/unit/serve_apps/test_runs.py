@@ -305,3 +305,30 @@ async def test_an_option_that_no_call_has_is_a_fault(tmp_path: Path) -> None:
     async with box(tmp_path) as b:
         with pytest.raises(InternalError):
             await b.gateway("a").start(ACME, asked(options={"temprature": 1}))
+
+
+async def test_threat_85_a_run_that_begins_as_its_gateway_drains_is_finished_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: RunCarrier._beginning. It is on record as running: if nobody waited for it, it would be lost."""
+    loop, claim, draining = asyncio.get_running_loop(), SqliteRunStore.claim, asyncio.Queue[asyncio.Future[None]]()
+
+    def watched(store: SqliteRunStore, *arguments: Any) -> list[Run]:
+        found = claim(store, *arguments)
+        if found:
+            asyncio.run_coroutine_threadsafe(drain(), loop).result()
+        return found
+
+    async def drain() -> None:
+        draining.put_nowait(asyncio.ensure_future(runs.drain()))
+        await asyncio.sleep(0)
+
+    async with box(tmp_path) as b:
+        runs = b.gateway("a")
+        monkeypatch.setattr(SqliteRunStore, "claim", watched)
+        run = await runs.start(ACME, asked())
+        drained = await draining.get()
+        b.agent.says.put_nowait("done")
+        b.agent.says.put_nowait(None)
+        await drained
+        assert (await runs.get(ACME, run.run_id)).status is RunStatus.SUCCESS

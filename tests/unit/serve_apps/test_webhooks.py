@@ -18,7 +18,7 @@ from cluster.runs.run import RunStatus
 from cluster.runs.sqlite_run_store import SqliteRunStore
 from cluster.runs.webhook import BACKOFF_S, WebhookSecrets, signed_headers
 from serve_apps.run_records import RunRecords
-from serve_apps.webhooks import UNHEARD_US, Webhooks
+from serve_apps.webhooks import EACH, UNHEARD_US, Webhooks
 from tests.contract.test_run_store import a_run
 
 HOOK = "https://hooks.example/sovereign"
@@ -219,3 +219,35 @@ async def test_an_address_without_a_host_that_can_be_is_refused(host: str) -> No
     """Control: the host's encoding in EgressPolicy.check. It is said when it is asked for, by the reason that there is."""
     with pytest.raises(EgressRefusedError, match="names no host"):
         await EgressPolicy(any_public_host=True).post(f"https://{host}/", {}, b"")
+
+
+async def test_threat_25_one_tenants_slow_receiver_keeps_no_other_waiting(tmp_path: Path) -> None:
+    """Controls: `each` and `but` of the deliveries that are due. The one's have their places, the other's are told at once."""
+    receiver, clock = Receiver(200), FakeClock()
+    gateway = Gateway(tmp_path, receiver, clock)
+    told, slow = asyncio.Event(), receiver.post
+
+    async def post(url: str, headers: dict[str, str], body: bytes) -> int:
+        if b"slow" in body:
+            await told.wait()
+        return await slow(url, headers, body)
+
+    receiver.post = post  # type: ignore[method-assign]
+    for _ in range(2 * EACH):
+        gateway.ended_run(metadata={"is": "slow"})
+    clock.advance(1)
+    gateway.ended_run(tenant="rival")
+    assert await gateway.webhooks._round() == 0.0
+    assert len(gateway.webhooks._telling) == EACH + 1
+    gateway.ended_run(tenant="rival")
+    await gateway.webhooks._round()
+    assert await gateway.webhooks._round() > 0.0
+    assert list(gateway.webhooks._telling.values()).count("acme") == EACH
+    while len(receiver.heard) < 2:
+        receiver.asked.clear()
+        await receiver.asked.wait()
+    told.set()
+    await asyncio.gather(*gateway.webhooks._telling)
+    await gateway.deliver()
+    assert len(receiver.heard) == 2 * EACH + 2
+    gateway.records.close()
