@@ -44,6 +44,12 @@ class MemoryObjectStore:
     def describe(self) -> str:
         return "memory://"
 
+    def copy(self) -> MemoryObjectStore:
+        """Return another store with the same objects."""
+        other = MemoryObjectStore()
+        other.objects, other._keys = dict(self.objects), list(self._keys)
+        return other
+
     def delete(self, key: str) -> bytes:
         """Take an object away, as somebody with the keys of the store could."""
         self._keys.remove(key)
