@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cluster.identity.embedded_key_set import EmbeddedKeySet
     from cluster.identity.key_set import KeySet, TrustedIssuer
     from cluster.identity.token_verifier import TokenVerifier
+    from cluster.lake.curation.curator import Curator
     from cluster.lake.ship import Shipper
     from cluster.runs.answers import AnswerStore
     from cluster.runs.run_store import RunStore
@@ -97,6 +98,13 @@ def open_answers(settings: Settings) -> AnswerStore:
     from cluster.runs.sqlite_answers import AnswerBounds, SqliteAnswers
 
     return SqliteAnswers(settings.answers_path, AnswerBounds(keep_us=settings.idempotency_keep_s * 1_000_000))
+
+
+def build_curator(settings: Settings) -> Curator:
+    """Return what makes curated events of the lake's raw usage."""
+    from cluster.lake.curation.curator import Curator
+
+    return Curator(open_object_store(settings), clock=SystemClock())
 
 
 def build_brain(
