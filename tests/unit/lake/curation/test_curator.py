@@ -20,6 +20,8 @@ from cluster.lake.curation.curator import Curator
 from cluster.lake.curation.keys import done_key, plan_key
 from cluster.lake.curation.seen import Seen
 from cluster.lake.curation.verify_curated import verify_curated
+from cluster.lake.schema import USAGE
+from cluster.lake.seal import write_parquet
 from cluster.storage.object_store import PutOutcome
 from tests.lake_raw import INGEST_US, curated, event, put, segment, uuid7_at
 from tests.lake_samples import START_US, admitted
@@ -317,10 +319,14 @@ def test_a_final_event_supersedes_the_loss_of_its_call(store: TrickyStore) -> No
     assert total["raw"] == 7 == total["curated"] + total["superseded"]
 
 
-def test_a_segment_that_cannot_be_read_waits_and_is_told_of(store: TrickyStore) -> None:
-    """Control: Planner skips it. Its neighbours are curated; put right, it is too, and until then no hour can be closed."""
+@pytest.mark.parametrize("damage", ["torn", "edited", "foreign key"])
+def test_a_segment_that_cannot_be_read_waits_and_is_told_of(store: TrickyStore, damage: str) -> None:
+    """Control: read_segment. Its neighbours are curated; put right, it is too, and until then it is told of as waiting."""
     (key, whole), good = segment([event(1)], 1), segment([event(2)], 2)
-    put(store, (key, whole[: len(whole) // 2]), good)
+    table = pq.read_table(pa.BufferReader(whole))
+    edited = write_parquet(table.set_column(19, USAGE.field(19), pa.array([7])).replace_schema_metadata(table.schema.metadata))
+    bad = {"torn": whole[: len(whole) // 2], "edited": edited, "foreign key": segment([event(1)], 9)[1]}
+    put(store, (key, bad[damage]), good)
     report = curator(store).step()
     assert list(report.unreadable) == [key]
     assert hourly(store).waiting == [key]
@@ -362,20 +368,28 @@ def test_a_raw_segment_that_changed_after_it_was_planned_is_not_curated(store: T
         curator(store).step()
 
 
-def test_a_store_that_is_away_costs_a_step_and_nothing_else(store: TrickyStore) -> None:
-    """What is written, whether it was said or not, is found by the next step of the same curator."""
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("key", [plan_key(1), done_key(1), "usage/events/v1/event_date=2026-09-21/p00000001-1.parquet"])
+def test_a_put_without_an_answer_costs_a_step_and_nothing_else(store: TrickyStore, key: str, stored: bool) -> None:
+    """Control: Planner.catch_up. Whether it was stored or not is found out by the next step of the same curator."""
     put(store, segment([event(1)], 1))
     one = curator(store)
 
-    def lose(key: str) -> None:
-        if key == plan_key(1):
-            store.before = lambda key: None
-            raise StorageError("the store is away")
+    def lose(at: str) -> None:
+        if at == key:
+            store.before = lambda at: None
+            if stored:
+                curator(store).step()
+            raise StorageError("the answer was lost")
 
     store.before = lose
     with pytest.raises(StorageError):
         one.step()
+    one.step()
+    put(store, segment([event(2)], 2))
     assert one.step().rows["curated"] == 1
+    assert len(ids(store)) == 2
+    assert verify_curated(store) == []
 
 
 def test_nothing_is_curated_into_a_store_that_overwrites(store: TrickyStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.clock import FakeClock
-from cluster.lake.curation.curator import Curator
+from cluster.lake.curation.curator import Curator, compute
 from cluster.lake.curation.keys import done_key, plan_key
+from cluster.lake.curation.plan import Plan
+from cluster.lake.curation.seen import Seen
 from cluster.lake.curation.verify_curated import verify_curated
 from cluster.lake.seal import write_parquet
 from tests.lake_raw import INGEST_US, event, put, segment
@@ -164,3 +167,18 @@ def test_raw_rows_that_changed_after_they_were_planned_are_named(store: MemoryOb
     assert problems(store) == [f"{plan_key(1)}: cannot be carried out again: {key} holds other rows than when plan 1 took it in."]
     edit(store, EVENTS.format(1), lambda t: t.slice(1))
     assert f"{EVENTS.format(1)}: its rows are not those that were written: their digest differs" in problems(store)
+
+
+def test_a_plan_that_was_edited_with_all_that_follows_from_it_is_named_by_the_next(store: MemoryObjectStore) -> None:
+    """Control: Plan.previous_sha256. Its end says so, too; the plan behind it was made after another one."""
+    plan = Plan.from_bytes(1, store.objects[plan_key(1)])
+    store.objects[plan_key(1)] = replace(plan, planned_us=plan.planned_us + 1).to_bytes()
+    store.objects[done_key(1)] = compute(store, 1, Seen(store)).done.to_bytes()
+    assert problems(store) == [f"{plan_key(1)}: was edited: plan 2 was made after another one"]
+
+
+def test_a_segment_that_is_in_two_plans_is_named(store: MemoryObjectStore) -> None:
+    """Its rows would be dropped as duplicates; that it was planned twice is told all the same."""
+    first, last = (Plan.from_bytes(n, store.objects[plan_key(n)]) for n in (1, 3))
+    store.objects[plan_key(3)] = replace(last, segments=(*first.segments, *last.segments)).to_bytes()
+    assert f"{plan_key(3)}: takes in {RAW.format(1)}, which plan 1 has" in problems(store)
