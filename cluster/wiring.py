@@ -100,11 +100,12 @@ def open_answers(settings: Settings) -> AnswerStore:
     return SqliteAnswers(settings.answers_path, AnswerBounds(keep_us=settings.idempotency_keep_s * 1_000_000))
 
 
-def build_curator(settings: Settings) -> Curator:
-    """Return what makes curated events of the lake's raw usage."""
+def build_curator(settings: Settings, *, max_plan_rows: int | None = None) -> Curator:
+    """Return what makes curated events of the lake's raw usage, `max_plan_rows` at a time."""
     from cluster.lake.curation.curator import Curator
+    from cluster.lake.curation.planner import MAX_PLAN_ROWS
 
-    return Curator(open_object_store(settings), clock=SystemClock())
+    return Curator(open_object_store(settings), clock=SystemClock(), max_plan_rows=max_plan_rows or MAX_PLAN_ROWS)
 
 
 def build_brain(

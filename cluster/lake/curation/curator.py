@@ -6,6 +6,7 @@ rows for everybody. Somebody who sleeps through the work of others wakes to keys
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,8 +60,8 @@ class Curator:
         self._done: int | None = None
         self._probed = False
 
-    def step(self) -> CurationReport:
-        """Carry out what is planned, then plan and carry out until all that is sealed is curated.
+    def step(self, plans: int = sys.maxsize) -> CurationReport:
+        """Carry out what is planned, then plan and carry out until all that is sealed is curated, or `plans` were made.
 
         Raises StorageError when the store is away: a later step goes on. Raises IntegrityError when something in the lake is
         not what was written: nothing behind it is curated until an operator has looked.
@@ -70,7 +71,7 @@ class Curator:
             self._probed = True
         report = CurationReport()
         self._carry_out(report)
-        while self._planner.plan_next() is not None:
+        while report.planned < plans and self._planner.plan_next() is not None:
             report.planned += 1
             self._carry_out(report)
         # Another's plan, made meanwhile, is carried out by us or by him: the rows are the same.
