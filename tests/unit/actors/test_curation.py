@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 
 import pytest
 
 from actors.curation import CurationLoop
+from cluster.lake.curation.keys import plan_key
 from cluster.settings import Settings
 from cluster.storage.local_object_store import LocalObjectStore
 from tests.lake_raw import curated, event, put, segment
@@ -38,25 +38,19 @@ def test_a_step_curates_and_says_what_is_in_quarantine(
 def test_what_keeps_usage_from_being_curated_is_said_once(
     loop: CurationLoop, store: LocalObjectStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A segment that is torn, then a lake that is no folder, then all well again."""
+    """A segment that is torn, then a plan that none of us wrote, then all well again."""
     key, whole = segment([event(1)], 1)
-    path = store.root / key
     put(store, (key, whole[:100]))
     for _ in range(2):
         assert not loop.step()
-    usage, away = store.root / "usage", store.root / "away"
-    usage.rename(away)
-    usage.write_text("no folder, so nothing can be stored below it")
+    put(store, (plan_key(1), b"{}"))
     for _ in range(2):
         assert not loop.step()
-    usage.unlink()
-    away.rename(usage)
-    path.write_bytes(whole)
+    (store.root / plan_key(1)).unlink()
+    (store.root / key).write_bytes(whole)
     assert loop.step()
-    said = [r.getMessage().partition(":")[0] for r in caplog.records if r.levelno == logging.WARNING]
-    assert said[0] == "raw segments wait and are not curated"
-    assert said[-1] == "usage is curated again"
-    assert len(said) == len(set(said))
+    said = [r.getMessage().partition(":")[0] for r in caplog.records]
+    assert said == ["raw segments wait and are not curated", "usage is not curated", "usage is curated again"]
 
 
 async def test_it_runs_on_every_interval_or_not_at_all(tmp_path: Path, store: LocalObjectStore) -> None:
