@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from cluster.errors import IntegrityError, NotFoundError
 from cluster.journal.fact import Stream
@@ -34,6 +35,9 @@ from cluster.lake.row_digest import row_digest
 from cluster.lake.verify import Finding
 from cluster.storage.object_store import ObjectStore
 
+# How often to look again when plans are carried out while it looks.
+SNAPSHOTS: Final = 10
+
 
 def verify_curated(store: ObjectStore) -> list[Finding]:
     """Return what is wrong with plans, events and quarantine, and raw segments that plans miss; an empty list when nothing is.
@@ -51,35 +55,45 @@ class _Verifying:
         self._seen = Seen(self._right)
         self._written: dict[int, list[str]] = defaultdict(list)
         self._done: set[int] = set()
+        self._plan_numbers: set[int] = set()
 
     def findings(self) -> Iterator[Finding]:
         """Yield all that is wrong, in the order of plans."""
-        yield from self._keys()
-        numbers = sorted({n for info in self._store.list(PLAN_PREFIX) if (n := plan_of(info.key))} | self._done)
-        last = max(numbers, default=0)
+        yield from self._foreign(self._snapshot())
+        last = max(self._plan_numbers | self._done, default=0)
         yield from self._plans(last)
-        first_open = max(self._done, default=0) + 1
-        for number in range(1, last + 1):
-            if number <= first_open:
-                yield from self._replay(number)
+        # The plan after the last that is done may be under way.
+        open_plan = max(self._done, default=0) + 1
+        for number in range(1, min(last, open_plan) + 1):
+            yield from self._replay(number)
         for number, keys in sorted(self._written.items()):
-            if number > min(last, first_open) or number < 1:
+            if not 1 <= number <= min(last, open_plan):
                 yield from (Finding(key, None, f"was added: plan {number} is not carried out, or is none") for key in keys)
 
-    def _keys(self) -> Iterator[Finding]:
-        """Sort the keys by plan, and name those that nobody of us writes."""
-        for prefix in (EVENTS_PREFIX, REFUSED_PREFIX, PLAN_PREFIX, DONE_PREFIX):
-            for info in self._store.list(prefix):
-                number = plan_of(info.key)
-                if number is None:
-                    yield Finding(info.key, None, "was added: it is no object of the lake")
-                elif prefix == DONE_PREFIX:
-                    self._done.add(number)
-                elif prefix != PLAN_PREFIX:
-                    self._written[number].append(info.key)
-        for info in self._store.list(raw_prefix(Stream.USAGE)):
-            if parse_segment_key(info.key) is None:
-                yield Finding(info.key, None, "was added: it is no segment of the lake")
+    def _snapshot(self) -> list[str]:
+        """Take in which keys there are at one moment, though others may curate meanwhile; returns those that are none of ours."""
+        for _ in range(SNAPSHOTS):
+            self._done, foreign = self._numbers(DONE_PREFIX)
+            self._written.clear()
+            for prefix in (EVENTS_PREFIX, REFUSED_PREFIX):
+                for info in self._store.list(prefix):
+                    if (number := plan_of(info.key)) is None:
+                        foreign.append(info.key)
+                    else:
+                        self._written[number].append(info.key)
+            self._plan_numbers, more = self._numbers(PLAN_PREFIX)
+            if self._numbers(DONE_PREFIX)[0] == self._done:
+                break
+        raw = (info.key for info in self._store.list(raw_prefix(Stream.USAGE)))
+        return [*foreign, *more, *(key for key in raw if parse_segment_key(key) is None)]
+
+    def _numbers(self, prefix: str) -> tuple[set[int], list[str]]:
+        """Return the plans that have a key under a prefix, and the keys that are of no plan."""
+        keys = [info.key for info in self._store.list(prefix)]
+        return {n for key in keys if (n := plan_of(key)) is not None}, [key for key in keys if plan_of(key) is None]
+
+    def _foreign(self, keys: list[str]) -> Iterator[Finding]:
+        return (Finding(key, None, "was added: it is no object of the lake") for key in keys)
 
     def _plans(self, last: int) -> Iterator[Finding]:
         """Check that each plan is there, as the next one says, and that no segment is in two."""

@@ -182,3 +182,22 @@ def test_a_segment_that_is_in_two_plans_is_named(store: MemoryObjectStore) -> No
     first, last = (Plan.from_bytes(n, store.objects[plan_key(n)]) for n in (1, 3))
     store.objects[plan_key(3)] = replace(last, segments=(*first.segments, *last.segments)).to_bytes()
     assert f"{plan_key(3)}: takes in {RAW.format(1)}, which plan 1 has" in problems(store)
+
+
+def test_what_is_curated_while_it_is_checked_is_no_fault(store: MemoryObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: the snapshot. Between two looks at the store other plans are made, carried out, and done."""
+    lists = iter(range(6))
+    plain = store.list
+
+    def curating(prefix: str, after: str = "") -> Any:
+        if (number := next(lists, None)) is not None:
+            with monkeypatch.context() as quiet:
+                quiet.setattr(store, "list", plain)
+                for seq in (4 + 2 * number, 5 + 2 * number):
+                    put(store, segment([event(10 * seq)], seq))
+                    Curator(store, clock=FakeClock(INGEST_US)).step()
+        return plain(prefix, after)
+
+    monkeypatch.setattr(store, "list", curating)
+    assert problems(store) == []
+    assert next(lists, None) is None
