@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cluster.clock import utc
 from cluster.journal.usage_event import UsageKind
 from cluster.lake.curation import rows_file
-from cluster.lake.curation.curate import Earlier, Fates, decide
+from cluster.lake.curation.curate import Decided, Earlier, Fates, decide
 from cluster.lake.curation.document import digest
 from cluster.lake.curation.done import CuratedObject, Done
 from cluster.lake.curation.keys import events_key, refused_key
@@ -23,6 +23,8 @@ from cluster.lake.seal import META
 HOUR_US = 3_600_000_000
 # The year 9999 ends before this hour; a clock that is beyond it, or before 1970, has no hour.
 _LAST_HOUR = 70_389_528
+# Kinds that have a figure of their own.
+_KINDS = {UsageKind.FINAL.value: "settled", UsageKind.LOST.value: "lost"}
 _ORDER = [("tenant_id", "ascending"), ("event_time", "ascending"), ("event_id", "ascending")]
 
 
@@ -37,8 +39,9 @@ class Outcome:
 def outcome(plan: Plan, segments: Sequence[pa.Table], earlier: Earlier) -> Outcome:
     """Return what `plan` makes of its segments' rows, which are given in the plan's order with the plan's columns."""
     rows = pa.concat_tables(segments).combine_chunks()
-    fates = decide(rows, plan, earlier)
-    tables = [*_events(plan, rows, fates)]
+    decided = decide(rows, plan, earlier)
+    fates = decided.fates
+    tables = [*_events(plan, rows, decided)]
     if fates.quarantined:
         tables.append(_described(refused_key(plan.number), _quarantine(plan, rows, fates)))
     reasons = Counter(reason.value for reason in fates.quarantined.values())
@@ -59,13 +62,10 @@ def to_parquet(plan: int, described: CuratedObject, table: pa.Table) -> bytes:
     return rows_file.write_rows(table.replace_schema_metadata({META + k: v for k, v in meta.items()}))
 
 
-def _events(plan: Plan, rows: pa.Table, fates: Fates) -> Iterable[tuple[CuratedObject, pa.Table]]:
-    by_day: dict[str, list[int]] = defaultdict(list)
-    for row, day in fates.days.items():
-        by_day[day].append(row)
-    for part, day in enumerate(sorted(by_day), start=1):
+def _events(plan: Plan, rows: pa.Table, decided: Decided) -> Iterable[tuple[CuratedObject, pa.Table]]:
+    for part, (day, mask) in enumerate(decided.curated(), start=1):
         # Sorted by what makes a bill and a day's question cheap; the id makes it one order.
-        yield _described(events_key(plan.number, part, day), rows.take(by_day[day]).sort_by(_ORDER))
+        yield _described(events_key(plan.number, part, day), rows.filter(mask).sort_by(_ORDER))
 
 
 def _quarantine(plan: Plan, rows: pa.Table, fates: Fates) -> pa.Table:
@@ -84,29 +84,27 @@ def _described(key: str, table: pa.Table) -> tuple[CuratedObject, pa.Table]:
 
 
 def _hours(rows: pa.Table, fates: Fates) -> dict[str, dict[str, int]]:
-    times: list[int | None] = pc.cast(rows.column("event_time"), pa.int64()).to_pylist()
-    starts: list[int | None] = pc.cast(rows.column("start_time"), pa.int64()).to_pylist()
-    kinds: list[str | None] = rows.column("kind").to_pylist()
-    counted: Counter[tuple[int | None, str]] = Counter()
-    for row, time in enumerate(times):
-        hour = None if time is None else time // HOUR_US
-        counted[hour, "raw"] += 1
-        if row in fates.days:
-            counted[hour, "curated"] += 1
-            if kinds[row] == UsageKind.FINAL:
-                counted[hour, "settled"] += 1
-            elif kinds[row] == UsageKind.LOST:
-                counted[hour, "lost"] += 1
-        elif row in fates.quarantined:
-            counted[hour, "quarantined"] += 1
-        else:
-            counted[hour, "duplicate" if row in fates.duplicate else "superseded"] += 1
-    for row in fates.revives:
+    times = pc.cast(rows.column("event_time"), pa.int64())
+    fate = ["curated"] * rows.num_rows
+    for name, odd in (("quarantined", fates.quarantined), ("duplicate", fates.duplicate), ("superseded", fates.superseded)):
+        for row in odd:
+            fate[row] = name
+    # Half-open UTC hours; before 1970 a quotient would round up, into another hour.
+    hour = pc.if_else(pc.less(times, 0), None, pc.divide(times, HOUR_US))
+    grouped = pa.table({"hour": hour, "fate": fate, "kind": rows.column("kind")}).group_by(["hour", "fate", "kind"])
+    counted: Counter[tuple[str, str]] = Counter()
+    for group in grouped.aggregate([([], "count_all")]).to_pylist():
+        name, count = _name(group["hour"]), group["count_all"]
+        counted[name, "raw"] += count
+        counted[name, group["fate"]] += count
+        if group["fate"] == "curated" and group["kind"] in _KINDS:
+            counted[name, _KINDS[group["kind"]]] += count
+    for start in pc.cast(rows.column("start_time"), pa.int64()).take(pa.array(sorted(fates.revives), pa.int64())).to_pylist():
         # A loss has the time at which its call began.
-        counted[(starts[row] or 0) // HOUR_US, "revived"] += 1
+        counted[_name(start // HOUR_US), "revived"] += 1
     hours: dict[str, dict[str, int]] = defaultdict(dict)
-    for (hour, name), count in counted.items():
-        hours[_name(hour)][name] = hours[_name(hour)].get(name, 0) + count
+    for (name, figure), count in counted.items():
+        hours[name][figure] = count
     return dict(hours)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
@@ -39,37 +38,43 @@ TOLERANCE_US: Final = 5 * 60 * 1_000_000
 # The largest number that every reader holds exactly, JavaScript and pandas too: 285 years of CPU time in microseconds.
 MAX_QUANTITY: Final = 2**53 - 1
 
-_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+# As everybody writes it, in lower case: in two forms one id would be two.
+_UUID7: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 # Columns that a later release appends are not among them: they may be empty.
 _FILLED: Final = [f.name for f in fields(UsageEvent) if f.default is not None or f.default is MISSING] + list(SEALED_COLUMNS)
 _NO_QUANTITY: Final = {"schema_version", *SEALED_COLUMNS}
 
 
-def id_day(event_id: str) -> int:
-    """Return the UTC day on which a UUIDv7 was minted, in days since 1970."""
-    return int(event_id[:8] + event_id[9:13], 16) // 86_400_000
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """Why rows go into quarantine, by their position; and when each row's id was minted, empty where it is no UUIDv7."""
+
+    reasons: dict[int, Reason]
+    # In microseconds since 1970 UTC.
+    minted_us: pa.Array
 
 
-def _id_time_us(event_id: str | None) -> int | None:
-    return int(event_id[:8] + event_id[9:13], 16) * 1_000 if event_id is not None and _UUID7.fullmatch(event_id) else None
-
-
-def screen(table: pa.Table, plan: Plan) -> list[Reason | None]:
-    """Return for each row why it goes into quarantine, or None when nothing is wrong with it by itself."""
-    reasons: list[Reason | None] = [None] * table.num_rows
-    for reason, wrong in _checks(table, plan):
+def screen(table: pa.Table, plan: Plan) -> Screened:
+    """Return which rows can't be billed by what they say themselves."""
+    minted_us = _minted_us(table.column("event_id"))
+    reasons: dict[int, Reason] = {}
+    for reason, wrong in _checks(table, plan, minted_us):
         # Of a column that is empty nothing can be said, but that it is empty.
         for row in pc.indices_nonzero(pc.fill_null(wrong, False)).to_pylist():
-            reasons[row] = reasons[row] or reason
-    return reasons
+            reasons.setdefault(row, reason)
+    return Screened(reasons, minted_us)
 
 
-def _checks(table: pa.Table, plan: Plan) -> Iterator[tuple[Reason, Any]]:
+def _minted_us(ids: pa.ChunkedArray) -> pa.Array:
+    sound = pc.if_else(pc.match_substring_regex(ids, _UUID7), ids, None)
+    return pa.array([int(i[:8] + i[9:13], 16) * 1_000 if i else None for i in sound.to_pylist()], pa.int64())
+
+
+def _checks(table: pa.Table, plan: Plan, id_time: pa.Array) -> Iterator[tuple[Reason, Any]]:
     """Yield masks of rows, in order of reasons; none for a column in which nothing is wrong, as nearly always."""
     for name in _FILLED:
         if table.column(name).null_count:
             yield Reason.INCOMPLETE, pc.is_null(table.column(name))
-    id_time = pa.array(map(_id_time_us, table.column("event_id").to_pylist()), pa.int64())
     if id_time.null_count:
         yield Reason.BAD_ID, pc.is_null(id_time)
     quantities = [table.column(f.name) for f in table.schema if pa.types.is_integer(f.type) and f.name not in _NO_QUANTITY]

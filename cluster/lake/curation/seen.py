@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from cluster.storage.object_store import ObjectStore
 # About six million ids. What is more than that is read again by the next plan.
 CACHE_BYTES: Final = 256 * 2**20
 # What ids that were minted in the same millisecond begin with: 12 digits and a dash. A loss has that of its call.
-MILLISECOND: Final = 13
+_MILLISECOND: Final = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +40,23 @@ class Seen:
         self._cache: OrderedDict[str, _Ids] = OrderedDict()
         self._held = 0
 
-    def events(self, before: int, day: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    def events(self, before: int, day: str, ids: pa.Array) -> dict[str, dict[str, Any]]:
         """Return what is said of those of `ids` that plans before `before` curated; see `payloads`."""
-        wanted, found = pa.array(ids, pa.string()), dict[str, dict[str, Any]]()
+        found: dict[str, dict[str, Any]] = {}
         for key, there in self._day(before, day):
-            hits = pc.is_in(there.ids, value_set=wanted)
+            hits = pc.is_in(there.ids, value_set=ids)
             if pc.any(hits).as_py():
                 for row in payloads(_read(key, self._store).filter(hits)):
                     found.setdefault(row["event_id"], row)
         return found
 
-    def minted_with(self, before: int, day: str, ids: Collection[str], *, lost: bool = False) -> list[str]:
+    def minted_with(self, before: int, day: str, ids: pa.Array, *, lost: bool = False) -> list[str]:
         """Return the ids that plans before `before` curated and that begin as any of `ids`; only losses when asked so."""
-        wanted, found = pa.array({i[:MILLISECOND] for i in ids}, pa.string()), list[str]()
+        found: list[str] = []
         for _, there in self._day(before, day):
             column = there.lost if lost else there.ids
             if len(column):
-                hits = pc.is_in(pc.utf8_slice_codeunits(column, 0, MILLISECOND), value_set=wanted)
-                found += column.filter(hits).to_pylist()
+                found += column.filter(minted_as(column, ids)).to_pylist()
         return found
 
     def _day(self, before: int, day: str) -> Iterator[tuple[str, _Ids]]:
@@ -79,6 +78,11 @@ class Seen:
         while self._held > self._cache_bytes and len(self._cache) > 1:
             self._held -= self._cache.popitem(last=False)[1].ids.nbytes
         return there
+
+
+def minted_as(ids: Any, others: Any) -> Any:
+    """Return for each id whether it was minted in the same millisecond as any of `others`."""
+    return pc.is_in(pc.utf8_slice_codeunits(ids, 0, _MILLISECOND), value_set=pc.utf8_slice_codeunits(others, 0, _MILLISECOND))
 
 
 def payloads(table: pa.Table) -> list[dict[str, Any]]:

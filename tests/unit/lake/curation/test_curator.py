@@ -407,9 +407,9 @@ def test_the_memory_of_ids_is_bounded_and_changes_nothing(store: TrickyStore) ->
         put(store, segment([event(seq)], seq))
         curator(store).step()
     small, large = Seen(store, cache_bytes=1), Seen(store)
-    wanted = [event(n).event_id for n in (1, 2, 3, 4)]
+    wanted = pa.array([event(n).event_id for n in (1, 2, 3, 4)])
     assert small.events(4, "2026-09-21", wanted) == large.events(4, "2026-09-21", wanted)
-    assert list(small.events(3, "2026-09-21", wanted)) == wanted[:2]
+    assert list(small.events(3, "2026-09-21", wanted)) == wanted.to_pylist()[:2]
     assert (len(small._cache), len(large._cache)) == (1, 3)
 
 
