@@ -7,7 +7,9 @@ rows for everybody. Somebody who sleeps through the work of others wakes to keys
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import pyarrow as pa
@@ -84,7 +86,7 @@ class Curator:
         if self._done is None:
             self._done = self._first_gap()
         while self._done < self._planner.last:
-            done = execute(self._store, self._done + 1, self._seen)
+            done = execute(self._store, self._done + 1, self._seen, self._planner.fresh)
             self._done += 1
             if done is not None:
                 report.add(done)
@@ -99,26 +101,30 @@ class Curator:
         return last
 
 
-# A plan's number → its outcome; the plan and its rows come from the store.
-def compute(store: ObjectStore, number: int, seen: Seen) -> Outcome:
-    """Return the outcome of a plan all plans before which are done; writes nothing. Raises IntegrityError."""
+def compute(store: ObjectStore, number: int, seen: Seen, fresh: Mapping[str, pa.Table] = MappingProxyType({})) -> Outcome:
+    """Return the outcome of a plan all plans before which are done; writes nothing. Raises IntegrityError.
+
+    `fresh` are rows that were just read and checked, by their digests.
+    """
     plan = Plan.from_bytes(number, store.get(plan_key(number)))
-    return outcome(plan, [_planned_rows(store, plan, at) for at in range(len(plan.segments))], seen)
+    return outcome(plan, [_planned_rows(store, plan, at, fresh) for at in range(len(plan.segments))], seen)
 
 
-def execute(store: ObjectStore, number: int, seen: Seen) -> Done | None:
+def execute(store: ObjectStore, number: int, seen: Seen, fresh: Mapping[str, pa.Table] = MappingProxyType({})) -> Done | None:
     """Carry out a plan all plans before which are done; returns what it did, or None when it was done before."""
     if store.head(done_key(number)) is not None:
         return None
-    result = compute(store, number, seen)
+    result = compute(store, number, seen, fresh)
     for described, table in result.tables:
         create_rows(store, described, to_parquet(number, described, table))
     create_equal(store, done_key(number), result.done.to_bytes())
     return result.done
 
 
-def _planned_rows(store: ObjectStore, plan: Plan, at: int) -> pa.Table:
+def _planned_rows(store: ObjectStore, plan: Plan, at: int, fresh: Mapping[str, pa.Table]) -> pa.Table:
     planned = plan.segments[at]
+    if planned.row_digest in fresh:
+        return as_columns(planned.key, fresh[planned.row_digest], plan.columns)
     try:
         found, table = read_segment(planned.key, store.get(planned.key))
     except NotFoundError:

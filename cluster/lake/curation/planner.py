@@ -54,6 +54,8 @@ class Candidates:
     """Segments for the next plan, and those that can't be planned, each with the reason: they wait, and are told of."""
 
     segments: list[PlannedSegment] = field(default_factory=list)
+    # The segments' rows, by their digests.
+    rows: dict[str, pa.Table] = field(default_factory=dict)
     tenants: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -72,6 +74,8 @@ class Planner:
         self._last_sha256 = ""
         # The number of the last plan that is known here.
         self.last = 0
+        # The rows of the last plan that was made here, by their digests: read and checked once, not twice.
+        self.fresh: dict[str, pa.Table] = {}
         # Segments that could not be planned the last time, each with the reason.
         self.unreadable: dict[str, str] = {}
 
@@ -89,6 +93,7 @@ class Planner:
 
         Raises StorageError when it is not known whether it was created: the next `catch_up` finds that out.
         """
+        self.fresh = {}
         found = self._candidates()
         self.unreadable = found.unreadable
         if not found.segments:
@@ -106,6 +111,7 @@ class Planner:
         if create_document(self._store, plan_key(plan.number), data) is PutOutcome.EXISTS:
             return None
         self._take(plan, data)
+        self.fresh = found.rows
         return plan
 
     def _take(self, plan: Plan, data: bytes) -> None:
@@ -130,6 +136,7 @@ class Planner:
             if found.segments and rows > self._max_rows:
                 break
             found.segments.append(segment)
+            found.rows[segment.row_digest] = table
             found.tenants |= _names(table, "tenant_id")
             found.models |= _names(table, "model")
         return found
