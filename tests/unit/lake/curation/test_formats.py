@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import duckdb
+import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 
 from cluster.clock import FakeClock
@@ -77,6 +80,26 @@ def test_a_later_releases_segment_waits_for_it(store: LocalObjectStore) -> None:
     key = segment_key(Stream.USAGE, INGEST_US, SHIPPER.writer_id, SHIPPER.epoch, 3)
     put(store, (key, later.data))
     assert "33 columns, more than the 32" in Curator(store, clock=FakeClock(INGEST_US)).step().unreadable[key]
+
+
+def test_duckdb_polars_and_pyarrow_read_the_same_events(store: LocalObjectStore) -> None:
+    """What the first release wrote and what this one writes, with the day as a column: times, texts and sums."""
+    put(store, segment([event(7, model="other")], 3))
+    Curator(store, clock=FakeClock(INGEST_US)).step()
+    files = f"{store.root}/usage/events/v1/**/*.parquet"
+    sql = f"""select event_date::varchar, model, event_id, epoch_us(event_time), tokens_output, trace_id
+              from read_parquet('{files}', hive_partitioning = true) order by event_id"""  # noqa: S608  # our own folder
+    with duckdb.connect(":memory:") as con:
+        by_duckdb = con.sql(sql).fetchall()
+    frame = pl.scan_parquet(files, hive_partitioning=True).sort("event_id").collect()
+    epoch = frame["event_time"].dt.epoch("us")
+    names = ["event_date", "model", "event_id", "event_time", "tokens_output", "trace_id"]
+    texts = frame.with_columns(pl.col("event_date").cast(pl.String), epoch.alias("event_time")).select(names)
+    by_pyarrow = ds.dataset(f"{store.root}/usage/events/v1", partitioning="hive").to_table().sort_by("event_id").to_pylist()
+    assert by_duckdb == texts.rows()
+    assert [r[2] for r in by_duckdb] == [r["event_id"] for r in by_pyarrow]
+    assert [r[4:] for r in by_duckdb] == [(r["tokens_output"], r["trace_id"]) for r in by_pyarrow]
+    assert {r[0] for r in by_duckdb} == {"2026-09-20", "2026-09-21"}
 
 
 @pytest.mark.parametrize("kind", [Plan, Done])
