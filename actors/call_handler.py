@@ -60,8 +60,9 @@ class CallHandler:
                 answer = await self._result(entry, incoming)
             except BaseException as error:
                 entry.settle(outcome_of(error, incoming.why))
+                incoming.spent = entry.spent()
                 if isinstance(error, SovereignError):
-                    error.spent = entry.spent()
+                    error.spent = incoming.spent
                 raise
             used = entry.used()
             traced.set({"gen_ai.usage.input_tokens": used.input_tokens, "gen_ai.usage.output_tokens": used.output_tokens})

@@ -115,7 +115,7 @@ class GovernanceClient:
 
     async def remove_agent(self, agent_id: str) -> dict[str, Any]:
         """Revoke the agent; raises NotFoundError."""
-        removed: dict[str, Any] = await self._governance.call("remove", self._principal.to_json(), agent_id)
+        removed: dict[str, Any] = await self._governance.call("remove", self._principal.to_json(), agent_id, uuid7())
         return removed
 
     async def invoke(

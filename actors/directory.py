@@ -18,6 +18,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.channel import CallStream, ChannelClient
+from actors.channel.unheard import GivenUp, note_unsent
 from actors.ray_actors import GOVERNANCE, Handle, find
 from actors.resolved import Resolved
 from cluster.errors import (
@@ -146,6 +147,11 @@ class AgentStream:
         """When the call's time is up, by the loop's clock."""
         return self._stream.deadline_at
 
+    @property
+    def given_up(self) -> GivenUp | None:
+        """Where the end of a call that was given up is heard of."""
+        return self._stream.given_up
+
     async def aclose(self) -> None:
         """Give the call up."""
         await self._stream.aclose()
@@ -235,8 +241,8 @@ class Directory:
     async def _link(self, key: LinkKey, principal: Principal, ends: float, conversation: str | None) -> Link:
         try:
             return await self._find(key, principal, ends, conversation)
-        except SovereignError as error:
-            error.spent = (0, 0)  # nothing was sent
+        except (SovereignError, asyncio.CancelledError) as error:
+            note_unsent(error)
             raise
 
     async def _find(self, key: LinkKey, principal: Principal, ends: float, conversation: str | None) -> Link:

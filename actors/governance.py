@@ -49,6 +49,8 @@ T = TypeVar("T")
 # Threads of each kind that run decisions and transactions; each keeps a policy engine of its own.
 THREADS = 8
 FLUSH_TIMEOUT_S = 20.0
+# Between two looks whether a policy engine that is a server has its policy.
+HEAL_S = 2.0
 
 
 def _answered(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[bytes]]:
@@ -87,6 +89,7 @@ class GovernanceActor:
         self._registrar: Registrar
         self._processes: AgentProcesses
         self._reconciling: asyncio.Task[None] | None = None
+        self._healing: asyncio.Task[None] | None = None
 
     async def _prepared(self) -> None:
         """Recover once, whoever comes first; until then nobody is answered. After a failure the next one tries again."""
@@ -198,12 +201,12 @@ class GovernanceActor:
         return {"agents": [self._public(who.tenant, r) for r in records], "next": following}
 
     @_answered
-    async def remove(self, principal: str, agent_id: str) -> dict[str, Any]:
+    async def remove(self, principal: str, agent_id: str, request_id: str = "") -> dict[str, Any]:
         """Revoke an agent: it does not wake again, its process drains and ends, its quota comes back."""
         await self._prepared()
         who = Principal.from_json(principal)
         agent = AgentId.parse(agent_id, "agent_id")
-        record = await self._run(partial(self._registrar.remove, who.tenant, agent, who))
+        record = await self._run(partial(self._registrar.remove, who.tenant, agent, who, request_id=request_id))
         await self._processes.end(who.tenant, agent)
         await self._run(partial(forget_conversations, self._settings, record))
         return {"status": "removed", "agent_id": agent}
@@ -363,8 +366,9 @@ class GovernanceActor:
     async def drain_all(self) -> dict[str, Any]:
         """Passivate every agent, for a stop of the node."""
         await self._prepared()
-        if self._reconciling is not None:
-            self._reconciling.cancel()
+        for task in (self._reconciling, self._healing):
+            if task is not None:
+                task.cancel()
         drained = await self._processes.end_all()
         self._registrar.close()
         self._metrics.flush()
@@ -386,7 +390,19 @@ class GovernanceActor:
             raise
         reconciler = Reconciler(GOVERNANCE, self._processes, self._registrar, ControlStore, self._run)
         self._reconciling = asyncio.ensure_future(reconciler.look_for_ever())
+        self._healing = asyncio.ensure_future(self._heal_for_ever())
         log.info("governance is ready: %d agents live", len(self._processes.live))
+
+    async def _heal_for_ever(self) -> None:
+        """Give the policy engine its policy again whenever it has lost it."""
+        while True:
+            await asyncio.sleep(HEAL_S)
+            try:
+                await self._run(self._registrar.bundles.heal)
+            except SovereignError as e:
+                log.warning("nothing is admitted, for the policy engine can't be given its policy: %s", e)
+            except Exception:
+                log.exception("whether the policy engine has its policy is not known; it is asked again")
 
     def _public(self, tenant: TenantId, record: AgentRecord) -> dict[str, Any]:
         live = self._processes.live.of((str(tenant), str(record.spec.agent_id)))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from actors.channel.unheard import GivenUp, end_of, spent_of
 from actors.directory import AgentStream, Directory
 from actors.leases import Leases, Reservation
+from actors.turns import Place, Turns
 from actors.wire import CallAnswer, CallOrder
 from cluster.agents.budget import NO_BUDGET, Budget
 from cluster.agents.client_tools import ClientTools
-from cluster.errors import DeadlineExceededError, OverloadedError, SovereignError
+from cluster.errors import SovereignError
 from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.journal.gate import JournalGate
-from cluster.limits.fair_queue import FairQueue
 from cluster.telemetry.metrics import Metrics
 from cluster.telemetry.tracing import traceparent
 
@@ -86,14 +87,6 @@ class Invocation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A place that a call holds."""
-
-    tenant: str
-    since_ns: int
-
-
 class InvocationStream:
     """An answer that comes piece by piece: iterate for its text, then read `answer`; `aclose` stops the agent's work."""
 
@@ -101,7 +94,7 @@ class InvocationStream:
         self,
         stream: AgentStream,
         invoker: Invoker,
-        place: _Place,
+        place: Place,
         reservation: Reservation | None = None,
         *,
         until_stopped: bool = False,
@@ -147,8 +140,9 @@ class InvocationStream:
                 if self._until_stopped:
                     await self._stream.stopped()
             finally:
-                invoker._leave(self._place)
-                invoker._settle(self._reservation, self._spent)
+                invoker._turns.leave(self._place)
+                if self._reservation is not None:
+                    invoker._settle(self._reservation, self._spent, self._stream.given_up)
 
 
 class Invoker:
@@ -170,20 +164,19 @@ class Invoker:
         callers' reservations.
         """
         self._directory = directory
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
+        self._turns = Turns(places, waiting, metrics)
         self._gate = gate
         self.leases = leases
-        self._metrics = metrics
 
     @property
     def calls(self) -> int:
         """Calls that are held here, under way or waiting."""
-        return self._queue.running + self._queue.waiting
+        return self._turns.calls
 
     @property
     def load(self) -> int:
         """Calls that are a reason for more processes: what one tenant piles up beyond its share is none."""
-        return self._queue.load()
+        return self._turns.load
 
     async def run(self, invocation: Invocation) -> CallAnswer:
         """Return the agent's whole answer; its usage fact is in the journal before that.
@@ -193,7 +186,7 @@ class Invoker:
         and what the agent raised or kept the call from it. Cancelling it stops the agent's work.
         """
         place = await self._enter(invocation)
-        reservation, spent = None, None
+        reservation, spent, end = None, None, None
         try:
             reservation, invocation = await self._reserve(invocation)
             answer = CallAnswer.from_bytes(
@@ -207,12 +200,12 @@ class Invoker:
                 )
             )
             spent = answer.spent
-        except SovereignError as error:
-            spent = error.spent
+        except BaseException as error:
+            spent, end = spent_of(error), end_of(error)
             raise
         finally:
-            self._leave(place)
-            self._settle(reservation, spent)
+            self._turns.leave(place)
+            self._settle(reservation, spent, end)
         return answer
 
     async def open(self, invocation: Invocation) -> InvocationStream:
@@ -221,7 +214,7 @@ class Invoker:
         Raises as `run` does; what happens later is raised to whoever iterates.
         """
         place = await self._enter(invocation)
-        reservation, spent = None, None
+        reservation = None
         try:
             reservation, invocation = await self._reserve(invocation)
             stream = await self._directory.stream(
@@ -233,10 +226,8 @@ class Invoker:
                 until_stopped=invocation.until_stopped,
             )
         except BaseException as error:
-            if isinstance(error, SovereignError):
-                spent = error.spent
-            self._leave(place)
-            self._settle(reservation, spent)
+            self._turns.leave(place)
+            self._settle(reservation, spent_of(error), end_of(error))
             raise
         return InvocationStream(stream, self, place, reservation, until_stopped=invocation.until_stopped)
 
@@ -246,8 +237,16 @@ class Invoker:
         reservation = await self.leases.reserve(invocation)
         return reservation, replace(invocation, reservation_id=reservation.reservation_id, budget=reservation.budget)
 
-    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None) -> None:
-        if reservation is not None and self.leases is not None:
+    def _settle(self, reservation: Reservation | None, spent: tuple[int, int] | None, end: GivenUp | None = None) -> None:
+        if reservation is None or self.leases is None:
+            return
+        self.leases.settle(reservation, spent)
+        if spent is None and end is not None:
+            # Sooner than it could be read anywhere. One that never began at its agent stands nowhere else.
+            end.add_done_callback(partial(self._heard, reservation))
+
+    def _heard(self, reservation: Reservation, end: GivenUp) -> None:
+        if self.leases is not None and not end.cancelled() and (spent := end.result()) is not None:
             self.leases.settle(reservation, spent)
 
     async def aclose(self) -> None:
@@ -256,43 +255,7 @@ class Invoker:
         if self.leases is not None:
             await self.leases.aclose()
 
-    async def _enter(self, invocation: Invocation) -> _Place:
+    async def _enter(self, invocation: Invocation) -> Place:
         if self._gate is not None:
             self._gate.check()
-        tenant = str(invocation.principal.tenant)
-        if not self._queue.enter(tenant):
-            await self._wait(tenant, invocation)
-        self._changed()
-        return _Place(tenant, time.monotonic_ns())
-
-    async def _wait(self, tenant: str, invocation: Invocation) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = self._queue.wait(tenant, turn)
-        if ticket is None:
-            raise OverloadedError(
-                f"{self.calls} calls are under way or wait here, and no more of this tenant may.",
-                hint="Retry after a moment.",
-                retry_after_s=1,
-            )
-        self._changed()
-        try:
-            async with asyncio.timeout(invocation.left_s()):
-                await turn
-        except BaseException as e:
-            if not self._queue.give_up(tenant, ticket):
-                # Its turn came in that very moment.
-                self._leave(_Place(tenant, time.monotonic_ns()))
-            self._changed()
-            if isinstance(e, TimeoutError):
-                raise DeadlineExceededError("The call's deadline passed while it waited for its turn.") from None
-            raise
-
-    def _leave(self, place: _Place) -> None:
-        self._queue.leave(place.tenant, (time.monotonic_ns() - place.since_ns) // 1_000)
-        while (turn := self._queue.next()) is not None:
-            turn.set_result(None)
-        self._changed()
-
-    def _changed(self) -> None:
-        if self._metrics is not None:
-            self._metrics.queue_depth(self.calls)
+        return await self._turns.enter(str(invocation.principal.tenant), invocation.left_s())

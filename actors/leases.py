@@ -159,20 +159,14 @@ class Leases:
         """End a reservation by what was spent, tokens and micro-dollars; None when nobody said: then it is found out."""
         if self._holder is None or self._journal is None or reservation.reservation_id not in self._holder.reservations:
             return
-        if spent is None:
+        if spent is not None:
+            by_unit = {"tokens": spent[0], "micro_usd": spent[1], "calls": 0}
+            used = {name: min(amount, by_unit[name.rpartition(".")[2]]) for name, amount in reservation.amounts.items()}
+            self._close(reservation, used, spent[0])
+        elif reservation.amounts:
             self._unheard[reservation.reservation_id] = reservation
-            return
-        by_unit = {"tokens": spent[0], "micro_usd": spent[1], "calls": 0}
-        used = {name: min(amount, by_unit[name.rpartition(".")[2]]) for name, amount in reservation.amounts.items()}
-        try:
-            self._journal.closed(reservation.reservation_id, used)
-        except StorageError:
-            self._unheard[reservation.reservation_id] = reservation  # tried again with its fate
-            return
-        self._holder.settle(reservation.reservation_id, used)
-        self._rates.give_back(reservation.rates, spent[0])
-        if self._waiting:
-            self._serve()
+        else:
+            self._close(reservation, {}, None)
 
     def use(self, tenant: str) -> list[dict[str, str | int]]:
         """Return what this process knows of a tenant's accounts: the bound, and what was used of it when the limiter said so."""
@@ -216,6 +210,23 @@ class Leases:
         if self._rates.low() or holder.low():
             self._wake.set()
         return True
+
+    def _close(self, reservation: Reservation, used: Mapping[str, int], tokens: int | None) -> None:
+        """End a reservation by what was used of each account; where the tokens are not known the rate gets none back."""
+        name = reservation.reservation_id
+        self._unheard.pop(name, None)
+        if self._holder is None or self._journal is None or name not in self._holder.reservations:
+            return
+        try:
+            self._journal.closed(name, used)
+        except StorageError:
+            self._unheard[name] = reservation  # tried again with its fate
+            return
+        self._holder.settle(name, used)
+        if tokens is not None:
+            self._rates.give_back(reservation.rates, tokens)
+        if self._waiting:
+            self._serve()
 
     async def _wait_for(self, reservation: Reservation) -> None:
         waiter = _Waiter(reservation, asyncio.get_running_loop().create_future())
@@ -361,15 +372,15 @@ class Leases:
             await asyncio.sleep(FATES_S)
             if not self._unheard:
                 continue
-            asked = {r.reservation_id: [r.agent, r.until_us] for r in self._unheard.values()}
+            asked = {r.reservation_id: [r.agent, r.until_us, dict(r.amounts)] for r in self._unheard.values()}
             try:
-                found: dict[str, list[int]] = await self._call("fates", orjson.dumps(asked))
+                found: dict[str, dict[str, int]] = await self._call("fates", orjson.dumps(asked))
             except SovereignError as e:
                 log.warning("what became of %d calls is asked again: %s", len(asked), e)
                 continue
-            for name, (tokens, micro_usd) in found.items():
-                if (reservation := self._unheard.pop(name, None)) is not None:
-                    self.settle(reservation, (tokens, micro_usd))
+            for name, used in found.items():
+                if (reservation := self._unheard.get(name)) is not None:
+                    self._close(reservation, used, max((n for x, n in used.items() if x.endswith(".tokens")), default=None))
 
     async def _call(self, method: str, *arguments: object) -> Any:
         try:

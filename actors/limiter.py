@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import orjson
 from actors.directory import Governance
 from actors.ray_actors import Handle, create
 from cluster import wiring
+from cluster.agents.budget import Budget
 from cluster.clock import SystemClock
 from cluster.coordination.epochs import next_epoch
 from cluster.errors import IntegrityError, NotFoundError, SovereignError
@@ -32,6 +33,7 @@ from cluster.limits.account import AccountId, Held
 from cluster.limits.fates import Fates
 from cluster.limits.lease_journal import replay
 from cluster.limits.limiter import NAME, Answer, Limiter, Report
+from cluster.limits.lost import Lost
 from cluster.limits.terms import Bound, Terms, bound_of, bounds_from_json
 from cluster.limits.token_bucket import TokenBucket
 from cluster.settings import Settings
@@ -47,6 +49,8 @@ LIMITER: Final = NAME
 TERMS_S = 5.0
 # Between two looks for holders that died and calls whose end is not known.
 LOOK_S = 0.5
+# Between two looks for the final words of calls that were taken for lost.
+CORRECT_S = 10.0
 # How long a holder that watches for call-backs is kept waiting.
 WATCH_S = 10.0
 MAX_TERMS = 100_000
@@ -71,6 +75,8 @@ class LimiterActor:
         self._called: dict[int, set[str]] = {}
         self._watching: dict[int, asyncio.Event] = {}
         self._fates = Fates(self._journal_dirs)
+        # For lost reservations, whose agents are others: each reader goes on where it was.
+        self._last_words = Fates(self._journal_dirs)
         self._clock = SystemClock()
         self._look = asyncio.Event()
         self._stopped = False
@@ -117,9 +123,14 @@ class LimiterActor:
         """Return what reservations have spent whose callers did not hear the end, of those of which it is known."""
 
         async def found() -> Any:
-            wanted = {r: (agent, until_us) for r, (agent, until_us) in orjson.loads(asked).items()}
-            spent = await self._read(self._fates.of, wanted, self._clock.now_us())
-            return {r: [b.tokens, b.micro_usd] for r, b in spent.items()}
+            known = {
+                r: {n: Held(amount, a, until) for n, amount in of.items()} for r, (a, until, of) in orjson.loads(asked).items()
+            }
+            said: dict[str, Mapping[str, int]] = {}
+            fates = await self._read(self._fates.of, _asked(known), self._clock.now_us())
+            for r, fate in fates.items():
+                said[r] = await self._run(self._told, r, known[r], by_account(known[r], fate.spent), fate.lost)
+            return said
 
         return await self._answer(found())
 
@@ -184,6 +195,7 @@ class LimiterActor:
         return await _known(self._tenants, tenant, asked, bounds_from_json)
 
     async def _look_for_ever(self) -> None:
+        correct_at = 0.0
         while not self._stopped:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), LOOK_S)
@@ -191,6 +203,9 @@ class LimiterActor:
             try:
                 await self._run(self._recover)
                 await self._resolve()
+                if time.monotonic() >= correct_at:
+                    correct_at = time.monotonic() + CORRECT_S
+                    await self._correct()
             except Exception:
                 log.exception("what dead processes had reserved stays reserved until the next look")
                 await asyncio.sleep(LOOK_S)
@@ -212,18 +227,38 @@ class LimiterActor:
         held = await self._run(self._held)
         if not held:
             return
-        asked = {r: (h.agent, h.until_us) for r, of in held.items() for h in list(of.values())[:1]}
-        spent = await self._read(self._fates.of, asked, self._clock.now_us())
-        for reservation, used in spent.items():
-            by_unit = {"tokens": used.tokens, "micro_usd": used.micro_usd, "calls": 0}
-            amounts = {name: by_unit[name.rpartition(".")[2]] for name in held[reservation]}
-            await self._run(self._settle, reservation, amounts)
+        fates = await self._read(self._fates.of, _asked(held), self._clock.now_us())
+        for reservation, fate in fates.items():
+            await self._run(self._settle, reservation, by_account(held[reservation], fate.spent), fate.lost)
+
+    async def _correct(self) -> None:
+        """Let what was heard at last of lost reservations hold."""
+        lost = await self._run(self._lost)
+        if lost:
+            spent = await self._read(self._last_words.finals, {r: of.agent for r, of in lost.items()})
+            for reservation, used in spent.items():
+                await self._run(self._supersede, reservation, by_account(lost[reservation].amounts, used))
+            await self._run(self._forget_lost)
 
     def _held(self) -> dict[str, dict[str, Held]]:
         return self._books.held()
 
-    def _settle(self, reservation: str, used: dict[str, int]) -> None:
-        self._books.resolve(reservation, used)
+    # Not bound methods of the books: after a fault those are others.
+
+    def _settle(self, reservation: str, used: dict[str, int], lost: bool) -> None:
+        self._books.resolve(reservation, used, lost=lost)
+
+    def _told(self, reservation: str, held: dict[str, Held], used: dict[str, int], lost: bool) -> Mapping[str, int]:
+        return self._books.told(reservation, held, used, lost=lost)
+
+    def _lost(self) -> dict[str, Lost]:
+        return self._books.lost()
+
+    def _supersede(self, reservation: str, used: dict[str, int]) -> None:
+        self._books.correct(reservation, used)
+
+    def _forget_lost(self) -> None:
+        self._books.forget_lost(self._clock.now_us())
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run what touches the books in their thread; after a fault they are read anew, because the store's state counts."""
@@ -264,6 +299,16 @@ async def _known(known: dict[K, tuple[V, float]], key: K, ask: Callable[[], Awai
             del known[next(iter(known))]
         found = known[key] = (value, time.monotonic() + TERMS_S)
     return found[0]
+
+
+def _asked(held: Mapping[str, Mapping[str, Held]]) -> dict[str, tuple[str, int]]:
+    return {r: (h.agent, h.until_us) for r, of in held.items() for h in list(of.values())[:1]}
+
+
+def by_account(accounts: Iterable[str], spent: Budget) -> dict[str, int]:
+    """Return what was spent of each account, in its unit; calls under way are never used up."""
+    by_unit = {"tokens": spent.tokens, "micro_usd": spent.micro_usd, "calls": 0}
+    return {name: by_unit[name.rpartition(".")[2]] for name in accounts}
 
 
 def start_limiter(settings: Settings) -> Handle:

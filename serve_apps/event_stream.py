@@ -24,18 +24,27 @@ class Last(bytes):
 OnTape = Callable[[bytes | None], Awaitable[None]]
 
 
-async def _taped(events: AsyncGenerator[bytes], on_tape: OnTape, most: int) -> AsyncGenerator[bytes]:
-    tape = bytearray()
-    whole = False
-    try:
+class _Tape:
+    """What `on_tape` is called with, once, however the events end; also when they never begin."""
+
+    def __init__(self, on_tape: OnTape, most: int) -> None:
+        self._on_tape = on_tape
+        self._most = most
+        self._over = False
+
+    async def events(self, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        tape = bytearray()
         async with aclosing(events):
             async for event in events:
-                if len(tape) <= most:
+                if len(tape) <= self._most:
                     tape += event
                 yield event
-        whole = True
-    finally:
-        await on_tape(bytes(tape) if whole else None)
+        await self.end(bytes(tape))
+
+    async def end(self, tape: bytes | None) -> None:
+        if not self._over:
+            self._over = True
+            await self._on_tape(tape)
 
 
 class EventStream(Response):
@@ -53,13 +62,15 @@ class EventStream(Response):
         self._ends_at = deadline_at + GRACE_S
         self._on_end = on_end
         self._kept = ExitStack()
+        self._tape: _Tape | None = None
 
     def tape(self, on_tape: OnTape, *, most: int) -> None:
         """Call `on_tape` with all bytes of the events, up to about `most`, when they have ended, before the client hears of it.
 
         It is called with None when they were cut off.
         """
-        self._events = _taped(self._events, on_tape, most)
+        self._tape = _Tape(on_tape, most)
+        self._events = self._tape.events(self._events)
 
     def keep(self, kept: ExitStack) -> None:
         """Close `kept` when the stream has ended."""
@@ -86,6 +97,8 @@ class EventStream(Response):
             # What is held back in the middle of a sending is closed by nobody else.
             with self._kept:
                 await self._events.aclose()
+                if self._tape is not None:
+                    await self._tape.end(None)
                 await self._on_end()
 
 

@@ -74,12 +74,18 @@ class Idempotency:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         mark, invocation_id = fingerprint(request.method, target, body), uuid7()
         begun = Begun(mark, self._owner, invocation_id, self._clock.now_us())
-        known = await self._do(partial(self._store.begin, key, begun))
+        forget = partial(self._store.forget, key, invocation_id)
+        beginning = asyncio.ensure_future(self._do(partial(self._store.begin, key, begun)))
+        try:
+            known = await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            # Its client left, and the store may begin it all the same: nobody would ever end it.
+            self._later(forget, after=beginning)
+            raise
         if known is not None:
             return await self._again(known, mark)
         self._prune_now_and_then()
         exchange.invocation_id = invocation_id
-        forget = partial(self._store.forget, key, invocation_id)
         try:
             response = await answer(_with(request, body))
         except BaseException:
@@ -137,8 +143,13 @@ class Idempotency:
     async def _do(self, action: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, action)
 
-    def _later(self, action: Callable[[], object]) -> None:
-        writing = asyncio.ensure_future(self._do(action))
+    def _later(self, action: Callable[[], object], *, after: asyncio.Future[Known | None] | None = None) -> None:
+        async def write() -> object:
+            if after is not None:
+                await after
+            return await self._do(action)
+
+        writing = asyncio.ensure_future(write())
         self._writing.add(writing)
         writing.add_done_callback(self._written)
 

@@ -66,7 +66,8 @@ class NativeRoutes:
     async def remove(self, request: Request, exchange: Exchange) -> Response:
         """DELETE /api/v1/agents/{agent_id}: revoke; the agent does not wake again and its quota comes back."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_REMOVE)
-        return _json(await self._edge.governance.call("remove", principal.to_json(), request.path_params["agent_id"]))
+        agent_id = request.path_params["agent_id"]
+        return _json(await self._edge.governance.call("remove", principal.to_json(), agent_id, exchange.request_id))
 
     async def status(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/status: the caller's live agents, what confines tools, the policy in force; for operators what waits."""

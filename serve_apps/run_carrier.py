@@ -105,7 +105,9 @@ class RunCarrier:
         free = self._at_once - len(self._running)
         if free <= 0 or self._draining:
             return
-        for run in await self._records.write(self._store.claim, self._owner, free, self._clock.now_us()):
+        # One tenant never has all places, for its runs may be long.
+        each = max(1, self._at_once * 3 // 4)
+        for run in await self._records.write(self._store.claim, self._owner, free, self._clock.now_us(), each):
             task = self._running[run.run_id] = asyncio.create_task(self._carry(run), name=f"run {run.run_id}")
             task.add_done_callback(partial(self._left, run.run_id))
 

@@ -7,7 +7,7 @@ is taken over by another, and what it had begun ends as lost, for it may have do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import is_alive
 from cluster.journal.writer import JournalWriter
 from cluster.runs.run import Kind, Multitask, Run, RunEvent, RunStatus
-from cluster.runs.run_store import RunStore
+from cluster.runs.run_store import RunStore, Which
 from cluster.runs.webhook import WebhookSecrets
 from cluster.settings import Settings
 from serve_apps.run_carrier import RunCarrier
@@ -30,6 +30,7 @@ from serve_apps.run_documents import RunDocuments
 from serve_apps.run_records import RunRecords
 from serve_apps.webhooks import Webhooks
 
+ANY: Final = Which()
 # Events that are read at once.
 _PAGE: Final = 256
 # The fields of an Invocation that a run has as its own.
@@ -135,7 +136,13 @@ class Runs(RunDocuments):
             owner=self._owner,
             **{f.name: getattr(request, f.name) for f in fields(request) if f.name not in ("run_id", "multitask")},
         )
-        await self._records.write(self._store.create, run, request.multitask)
+        writing = asyncio.ensure_future(self._records.write(self._store.create, run, request.multitask))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # Whoever asked has left, and the store may have taken it all the same.
+            self._end_unheard(self._cancel_written(principal, run, writing))
+            raise
         return run
 
     async def get(self, principal: Principal, run_id: str) -> Run:
@@ -146,22 +153,17 @@ class Runs(RunDocuments):
         return await self._records.read(self._store.glance, str(principal.tenant), run_id)
 
     async def list_runs(
-        self,
-        principal: Principal,
-        kind: Kind,
-        *,
-        thread_id: str | None = None,
-        status: RunStatus | None = None,
-        after: str = "",
-        limit: int = 100,
+        self, principal: Principal, kind: Kind, which: Which = ANY, *, after: str = "", limit: int = 100
     ) -> Sequence[Run]:
         """Return the tenant's runs of a kind, the newest first, those older than the run `after`.
 
         They are fewer than `limit` also where they are large: what is empty is the end.
         """
-        return await self._records.read(
-            self._store.list_runs, str(principal.tenant), kind, thread_id=thread_id, status=status, after=after, limit=limit
-        )
+        return await self._records.read(self._store.list_runs, str(principal.tenant), kind, which, after=after, limit=limit)
+
+    async def count_runs(self, principal: Principal, kind: Kind, which: Which) -> int:
+        """Return how many such runs the tenant has."""
+        return await self._records.read(self._store.count_runs, str(principal.tenant), kind, which)
 
     async def wait(self, principal: Principal, run_id: str, *, cancel_on_disconnect: bool | None = None) -> Run:
         """Return the run when it has ended.
@@ -242,9 +244,17 @@ class Runs(RunDocuments):
     def leave(self, principal: Principal, run_id: str, cancel: bool | None = None) -> None:
         """Somebody who waited for a run has left: cancel it if it was to go on for nobody else; None: as it says."""
         if cancel is not False:
-            task = asyncio.ensure_future(self._cancel_for(principal, run_id, cancel))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelled)
+            self._end_unheard(self._cancel_for(principal, run_id, cancel))
+
+    def _end_unheard(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelled)
+
+    async def _cancel_written(self, principal: Principal, run: Run, writing: asyncio.Future[None]) -> None:
+        await writing
+        if run.cancel_on_disconnect:
+            await self.cancel(principal, run.run_id)
 
     async def _cancel_for(self, principal: Principal, run_id: str, cancel: bool | None) -> None:
         run = await self.get(principal, run_id)

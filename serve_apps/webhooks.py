@@ -96,6 +96,10 @@ class Webhooks:
             why = "" if 200 <= status < 300 else f"it answered {status}"
         except EgressRefusedError as refused:
             status, why = 0, str(refused)
+        except Exception as fault:
+            # Whatever it is, it may be the address': such a one must come to its end too.
+            log.exception("the webhook of run %s failed here", run.run_id)
+            status, why = 0, type(fault).__name__
         again_us = retry_us(delivery.tries, self._clock.now_us(), random.random()) if status != GONE else None  # noqa: S311
         if why and again_us is not None:
             await self._records.read(self._store.put_off, run.run_id, again_us)

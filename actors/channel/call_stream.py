@@ -8,6 +8,7 @@ from typing import Protocol
 
 from actors.channel.connection import ProtocolViolationError
 from actors.channel.frames import CREDIT, FrameType
+from actors.channel.unheard import GivenUp, note_given_up
 from cluster.errors import CancelledCallError, SovereignError
 
 # Chunks of one stream that may be on their way or unread; half of them are granted again at a time.
@@ -21,8 +22,8 @@ class Receiver(Protocol):
         """Queue a frame."""
         ...
 
-    def give_up(self, stream: int) -> None:
-        """Tell the agent to stop the call."""
+    def give_up(self, stream: int) -> GivenUp | None:
+        """Tell the agent to stop the call; returns what it says of its end."""
         ...
 
     async def stopped(self, stream: int) -> None:
@@ -49,6 +50,8 @@ class CallStream:
         self._error: SovereignError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        # Where its end is heard of, once it was given up.
+        self.given_up: GivenUp | None = None
 
     @property
     def result(self) -> bytes:
@@ -69,8 +72,9 @@ class CallStream:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as left:
                 await self.aclose()
+                note_given_up(left, self.given_up)
                 raise
         chunk = self._chunks.popleft()
         self._take(1)
@@ -99,7 +103,7 @@ class CallStream:
         """Give the call up: the agent stops its work. Does nothing after the end."""
         if self._open:
             self._error = CancelledCallError("The stream was closed before its end.")
-            self._connection.give_up(self._id)
+            self.given_up = self._connection.give_up(self._id)
 
     async def stopped(self) -> None:
         """Wait until the agent's work has ended after this end gave it up, or the agent is lost; else return at once."""

@@ -16,6 +16,7 @@ from actors.channel.frames import (
     Frame,
     FrameType,
 )
+from actors.channel.unheard import GivenUp, note_given_up, note_unsent
 from cluster.errors import (
     AgentLostError,
     DeadlineExceededError,
@@ -116,17 +117,21 @@ class ChannelClient:
         Cancelling the task that waits here stops the agent's work; with `until_stopped` it ends when that has stopped.
         """
         connection = self._connection
-        if not connection.has_room:
-            deadline_s = await connection.room_within(deadline_s)
+        try:
+            if not connection.has_room:
+                deadline_s = await connection.room_within(deadline_s)
+            stream = connection.open(payload, grant, deadline_s, 0, 0)
+        except (SovereignError, asyncio.CancelledError) as error:
+            note_unsent(error)
+            raise
         loop = connection.loop
         done: asyncio.Future[bytes] = loop.create_future()
-        stream = connection.open(payload, grant, deadline_s, 0, 0)
         timer = loop.call_later(deadline_s + GRACE_S, connection.expire, stream, deadline_s)
         connection.calls[stream] = _Pending(done, timer)
         try:
             return await done
-        except asyncio.CancelledError:
-            connection.give_up(stream)
+        except asyncio.CancelledError as left:
+            note_given_up(left, connection.give_up(stream))
             if until_stopped:
                 await connection.stopped(stream)
             raise
@@ -134,7 +139,11 @@ class ChannelClient:
     def stream(self, payload: bytes, *, grant: SessionGrant, deadline_s: float) -> CallStream:
         """Start a call and return the stream of its chunks; the errors of `call` come from the iterator, or from here."""
         connection = self._connection
-        stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
+        try:
+            stream = connection.open(payload, grant, deadline_s, FLAG_STREAM, WINDOW_CHUNKS)
+        except SovereignError as error:
+            note_unsent(error)
+            raise
         call = CallStream(connection, stream, connection.loop.time() + deadline_s)
         call.timer = connection.loop.call_at(call.deadline_at + GRACE_S, connection.expire, stream, deadline_s)
         connection.calls[stream] = call
@@ -160,7 +169,7 @@ class _ClientConnection(Connection):
         self.loop = self._loop
         self.calls: dict[int, _Pending | CallStream] = {}
         # Calls that this end gave up and the agent has not ended yet: they still hold a place there. Done when it has.
-        self.given_up: dict[int, asyncio.Future[None]] = {}
+        self.given_up: dict[int, GivenUp] = {}
         self.ready: asyncio.Future[None] = self._loop.create_future()
         # Looked at even if nobody waits any more, or the loop would complain of an exception never retrieved.
         self.ready.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -252,13 +261,14 @@ class _ClientConnection(Connection):
             self.give_up(stream)
             call.on_error(DeadlineExceededError(f"The agent did not answer within {deadline_s:g} s."))
 
-    def give_up(self, stream: int) -> None:
-        """Tell the agent to stop a call that nobody waits for any more."""
+    def give_up(self, stream: int) -> GivenUp | None:
+        """Tell the agent to stop a call that nobody waits for any more; returns what it says of its end, None after its end."""
         if (call := self.calls.pop(stream, None)) is not None:
             if call.timer is not None:
                 call.timer.cancel()
             self.given_up[stream] = self.loop.create_future()
             self.send(_CANCEL, stream)
+        return self.given_up.get(stream)
 
     async def stopped(self, stream: int) -> None:
         """Wait until the agent has ended a call that was given up, which it does when its last fact is written."""
@@ -278,13 +288,15 @@ class _ClientConnection(Connection):
     def _on_late(self, frame: Frame) -> None:
         if frame.stream not in self.given_up:
             raise ProtocolViolationError(f"A frame for stream {frame.stream} came, which is not open.")
-        if frame.type in (_RESULT, _ERROR):
+        if frame.type == _ERROR:
+            self._stopped(frame.stream, error_of(frame.body).spent)
+        elif frame.type == _RESULT:
             self._stopped(frame.stream)
 
-    def _stopped(self, stream: int) -> None:
+    def _stopped(self, stream: int, spent: tuple[int, int] | None = None) -> None:
         gone = self.given_up.pop(stream)
         if not gone.done():
-            gone.set_result(None)
+            gone.set_result(spent)
 
     def _next_id(self) -> int:
         stream = self._last_id % MAX_STREAM_ID + 1

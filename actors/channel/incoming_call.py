@@ -49,6 +49,7 @@ class IncomingCall:
         "deadline_s",
         "id",
         "payload",
+        "spent",
         "started",
         "stream",
         "task",
@@ -75,6 +76,8 @@ class IncomingCall:
         self.stream = stream
         # Seconds that were left when the call arrived.
         self.deadline_s = deadline_s
+        # What the call had spent when it was ended, if its handler says so; nothing before that begins.
+        self.spent: tuple[int, int] | None = (0, 0)
         self._connection = connection
         self._credit = credit
         self._credited: asyncio.Future[None] | None = None

@@ -228,9 +228,9 @@ class _ServerConnection(Connection):
             self.refuse(stream, StaleGenerationError("The agent's process is draining.", hint="Ask the directory again."))
             return
         if len(self._calls) >= server._max_streams:
-            self.refuse(
-                stream, OverloadedError(f"The agent runs {server._max_streams} calls of this connection, which is its bound.")
-            )
+            full = OverloadedError(f"The agent runs {server._max_streams} calls of this connection, which is its bound.")
+            full.spent = (0, 0)
+            self.refuse(stream, full)
             return
         payload = body[start + grant_size :]
         grant = body[start : start + grant_size]
@@ -265,6 +265,7 @@ class _ServerConnection(Connection):
         """Run the handler and send its result; returns the error that ends the call otherwise."""
         try:
             if not call.why:
+                call.spent = None
                 result = await self._server._handler(call)
                 if not call.why:
                     self.check_size(result, "result")
@@ -281,8 +282,14 @@ class _ServerConnection(Connection):
         except BaseException:  # a panic of native code is no Exception, and must not leave the caller waiting either
             log.exception("The handler of a call failed.")
             return InternalError("The agent could not answer because of a fault of the platform; its log has the reason.")
-        if call.why == "deadline":
-            return DeadlineExceededError(f"The call was stopped after its {call.deadline_s:g} s.")
-        if call.why == "closing":
-            return AgentLostError("The agent's process ended before the call was answered.", hint="Ask the directory again.")
-        return CancelledCallError("The call was cancelled.")
+        error = _stopped(call)
+        error.spent = call.spent
+        return error
+
+
+def _stopped(call: IncomingCall) -> SovereignError:
+    if call.why == "deadline":
+        return DeadlineExceededError(f"The call was stopped after its {call.deadline_s:g} s.")
+    if call.why == "closing":
+        return AgentLostError("The agent's process ended before the call was answered.", hint="Ask the directory again.")
+    return CancelledCallError("The call was cancelled.")

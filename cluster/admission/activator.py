@@ -43,8 +43,8 @@ class Activator:
 
     def begin_start(self, tenant: TenantId, agent_id: AgentId) -> tuple[AgentRecord, int]:
         """Decide, journal, and make a passive agent `starting`, or one more replica of it, under its next generation."""
-        row = self._find(tenant, agent_id)
-        record = row.record
+        standing = self._registry.standing(tenant)
+        record = self._find(tenant, agent_id).record
         # Before the policy is asked, so that a race for the start is told from a refusal.
         record.woken("")
         decision = self.ask(record)
@@ -73,7 +73,8 @@ class Activator:
             after = row.record.woken(process)
             # On which node is Ray's to choose: it is written when the process says where it is.
             journal = journal_entry(_writer(tenant, agent_id), after.generation, "")
-            return self._registry.change(row, after, journal, self._registry.decided_by(decision.digest))
+            decided = self._registry.decided_by(decision.digest), self._registry.decided_of(tenant, standing)
+            return self._registry.change(row, after, journal, *decided)
 
         try:
             after = self._registry.retry(attempt)

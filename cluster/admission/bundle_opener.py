@@ -38,6 +38,11 @@ class BundleOpener:
         self._try_engine = try_engine
         self._elsewhere = elsewhere
 
+    @property
+    def decides_elsewhere(self) -> bool:
+        """Whether what decides is a server, which may lose its policy without this process."""
+        return self._elsewhere is not None
+
     def open(self, artefact: bytes) -> OpenedBundle:
         """Return the bundle of `artefact`, tried; raises BundleRefusedError, with the reason, for all that is not good."""
         read = BundleArtefact.from_bytes(artefact)

@@ -7,12 +7,15 @@ takes effect, because each effect's own transaction holds only under the policy 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
+from cluster.admission.admission import require_sound
 from cluster.admission.bundle_format import BundleRefusedError
 from cluster.admission.bundle_opener import BundleOpener
 from cluster.admission.bundle_shelf import (
@@ -24,13 +27,16 @@ from cluster.admission.bundle_shelf import (
     ops_to_accept,
 )
 from cluster.admission.decision_journal import DecisionJournal
+from cluster.admission.policy_engine import PolicyEngineError, PolicyTimeoutError
 from cluster.admission.policy_in_force import PolicyInForce
+from cluster.admission.questions import ENTRYPOINTS
 from cluster.admission.registry import DeposedError, PolicyChangedError
 from cluster.clock import Clock
 from cluster.coordination.coordination import Check, Coordination, CoordinationConflictError
 from cluster.errors import SovereignError, UnavailableError
 from cluster.journal.audit_event import AuditAction, AuditOutcome
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Bundles that may come into force while one decision is made.
 _DECISIONS: Final = 5
@@ -99,8 +105,10 @@ class Bundles:
                 policy = self._opener.start(tried)
                 self._accept(accepted)
             except SovereignError as e:
-                # An engine elsewhere may have the new one already: until it has the old one again it allows nothing.
-                self._policy.replace(self._opener.start(self._policy.now))
+                # An engine elsewhere may have the new one already: until it has the old one again, by now or by `heal`, it
+                # allows nothing.
+                with contextlib.suppress(SovereignError):
+                    self._policy.replace(self._opener.start(self._policy.now))
                 self._write(AuditOutcome.VOID, actor, reason=e.code, detail=detail)
                 raise
             self._policy.replace(policy)
@@ -132,6 +140,23 @@ class Bundles:
             if accepted is not None and accepted.digest != self._policy.now.bundle.digest:
                 tried = self._opener.open(self._shelf.read(accepted)).tried
                 self._policy.replace(self._opener.start(tried))
+
+    def heal(self) -> None:
+        """Start the engine of the policy that decides here again, if it is elsewhere and can't decide by it; ask now and then.
+
+        It began anew without the policy, say, or has parts of one that was not accepted. Raises ConfigurationError while it
+        can't be had: it allows nothing then.
+        """
+        if not self._opener.decides_elsewhere:
+            return
+        with self._lock:
+            try:
+                require_sound(self._policy.now.engine, ENTRYPOINTS.values())
+            except PolicyTimeoutError:
+                return  # it is slow, which another start would not change
+            except PolicyEngineError as e:
+                log.warning("the policy engine is given its policy again: %s", e.detail)
+                self._policy.replace(self._opener.start(self._policy.now))
 
     def _accept(self, accepted: AcceptedBundle) -> None:
         try:

@@ -56,14 +56,14 @@ class Changes:
         PreconditionFailedError when the agent has another spec by now, AdmissionDeniedError, QuotaExceededError.
         """
         tenant, agent = principal.tenant, request.agent_id
-        under = self._decisions.digest
+        under, standing = self._decisions.digest, self._registry.standing(tenant)
         spec, row = self._decisions.spec(tenant, request), self._find(tenant, agent)
         if Scope.AGENTS_REGISTER in principal.scopes and row.record.spec.digest == spec.digest:
             return row.record, False  # also when it is asked again because the answer was lost
         _require_match(row.record, if_match)
         decision = self._decisions.admit(principal, spec, request_id, under=under, changes=row.record.decision_id)
         bounds = self._decisions.bounds(tenant)
-        decided = {
+        terms = {
             "tools": decision.tools,
             "decision_id": decision.decision_id,
             "policy_revision": decision.revision,
@@ -75,12 +75,12 @@ class Changes:
             if row.record.spec.digest == spec.digest:
                 return row.record, False
             _require_match(row.record, if_match)
-            after = row.record.changed(spec, **decided)
-            decided_by = self._registry.decided_by(decision.digest)
-            self._registry.transact([*self._registry.ops_to_change(row, after, bounds), decided_by])
+            after = row.record.changed(spec, **terms)
+            decided = [self._registry.decided_by(decision.digest), self._registry.decided_of(tenant, standing)]
+            self._registry.transact([*self._registry.ops_to_change(row, after, bounds), *decided])
             return after, True
 
-        new = row.record.changed(spec, **decided)
+        new = row.record.changed(spec, **terms)
         try:
             with self._lock(tenant):
                 record, changed = self._registry.retry(attempt)

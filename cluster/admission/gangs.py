@@ -73,7 +73,7 @@ class Gangs:
         tenant, fingerprint = principal.tenant, request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, request, fingerprint)):
             return known, False
-        under = self._decisions.digest
+        under, standing = self._decisions.digest, self._registry.standing(tenant)
         specs = [self._decisions.spec(tenant, member) for member in request.agents]
         gang = Gang(
             tenant,
@@ -95,7 +95,8 @@ class Gangs:
                     hint="Remove it first, or choose other ids.",
                 )
             rows = [replace(r, generation=self._registry.retired_generation(tenant, r.spec.agent_id)) for r in records]
-            self._registry.create(rows, bounds, "", Create(_path(tenant, gang.gang_id), gang.to_bytes()))
+            decided_of = self._registry.decided_of(tenant, standing)
+            self._registry.create(rows, bounds, "", Create(_path(tenant, gang.gang_id), gang.to_bytes()), decided_of)
             return rows, True
 
         try:

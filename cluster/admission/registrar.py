@@ -42,7 +42,7 @@ from cluster.agents.record import AgentRecord
 from cluster.agents.registration import RegistrationRequest
 from cluster.agents.spec import AgentSpec
 from cluster.clock import Clock
-from cluster.coordination.coordination import Coordination
+from cluster.coordination.coordination import Check, Coordination
 from cluster.coordination.epochs import fence
 from cluster.errors import (
     ConflictError,
@@ -153,7 +153,7 @@ class Registrar:
         self, principal: Principal, request: RegistrationRequest, request_id: str, idempotency_key: str
     ) -> Registration:
         tenant, key = principal.tenant, digest_key(idempotency_key)
-        under = self._decisions.digest
+        under, standing = self._decisions.digest, self._registry.standing(tenant)
         spec = self._decisions.spec(tenant, request)
         fingerprint = request.fingerprint()
         if Scope.AGENTS_REGISTER in principal.scopes and (known := self._known(tenant, spec, key, fingerprint)):
@@ -172,7 +172,7 @@ class Registrar:
             idempotency=key,
         )
         try:
-            registration = self._admit(record, fingerprint)
+            registration = self._admit(record, fingerprint, standing)
         except SovereignError as e:
             registration = self._look_again(record, e, request_id)
         # Not created: the same request of another thread was faster, and this decision is not what the row stands on.
@@ -421,17 +421,18 @@ class Registrar:
         self._journal.close()
         self._coordination.close()
 
-    def _admit(self, record: AgentRecord, fingerprint: str) -> Registration:
+    def _admit(self, record: AgentRecord, fingerprint: str, standing: Check) -> Registration:
         with self._lock(record.tenant):
-            return self._registry.retry(lambda: self._try_to_admit(record, fingerprint))
+            return self._registry.retry(lambda: self._try_to_admit(record, fingerprint, standing))
 
-    def _try_to_admit(self, record: AgentRecord, fingerprint: str) -> Registration:
+    def _try_to_admit(self, record: AgentRecord, fingerprint: str, standing: Check) -> Registration:
         tenant, spec = record.tenant, record.spec
         if known := self._known(tenant, spec, record.idempotency, fingerprint):
             return known
         # A name that was used before starts above its last generation, so that no key or actor name ever comes back.
         new = replace(record, generation=self._registry.retired_generation(tenant, spec.agent_id))
-        self._registry.create([new], self._decisions.bounds(tenant), fingerprint)
+        decided_of = self._registry.decided_of(tenant, standing)
+        self._registry.create([new], self._decisions.bounds(tenant), fingerprint, decided_of)
         return Registration(new, created=True)
 
     def _known(self, tenant: TenantId, spec: AgentSpec, key: str, fingerprint: str) -> Registration | None:

@@ -6,7 +6,8 @@
 /live/<tenant>.<agent>                  exists while a process of the agent may exist
 /kept/<tenant>.<agent>                  exists for an agent that has processes also while nobody calls it
 
-What lets an agent be, or start, holds only while the policy that decided it is in force (`bundle_shelf.py`).
+What lets an agent be, or start, holds only while the policy that decided it is in force (`bundle_shelf.py`), and while its
+tenant has the plan and the state that were decided on (`tenants.py`).
 What they hold of quota and budget changes in the same transactions (`accounts.py`).
 """
 
@@ -22,6 +23,7 @@ import orjson
 from cluster.admission.accounts import Accounts
 from cluster.admission.bundle_shelf import ACCEPTED, AcceptedBundle
 from cluster.admission.catalog import Plan
+from cluster.admission.tenants import tenant_path
 from cluster.agents.lifecycle import AgentEvent, AgentState
 from cluster.agents.record import AgentRecord
 from cluster.coordination.coordination import ABSENT, Check, Coordination, CoordinationConflictError, Create, Delete, Op, Set
@@ -68,6 +70,12 @@ class PolicyChangedError(UnavailableError):
 
     code = "policy_changed"
     retryable = True
+
+
+class TenantChangedError(PolicyChangedError):
+    """The tenant has another plan or state than when it was decided on: nothing was done, and it must be decided again."""
+
+    code = "tenant_changed"
 
 
 class Registry:
@@ -152,6 +160,17 @@ class Registry:
         if AcceptedBundle.from_bytes(node.value).digest != digest:
             raise PolicyChangedError("The policy changed after this was decided.", retry_after_s=1.0)
         return Check(ACCEPTED, node.version)
+
+    def standing(self, tenant: TenantId) -> Check:
+        """Return how the tenant stands now: plan and state of one that was made at run time. Read it before it is decided on."""
+        node = self._coordination.get(tenant_path(tenant))
+        return Check(tenant_path(tenant), node.version if node else ABSENT)
+
+    def decided_of(self, tenant: TenantId, standing: Check) -> Op:
+        """Return what makes a transaction hold only while the tenant stands as it did; raises TenantChangedError."""
+        if self.standing(tenant) != standing:
+            raise TenantChangedError("The tenant's plan or state changed after this was decided.", retry_after_s=1.0)
+        return standing
 
     def create(self, records: Sequence[AgentRecord], bounds: Plan, fingerprint: str, *more: Op) -> None:
         """Make the rows of new agents of one tenant, with quota, budget and keys, and do `more`, in one transaction.

@@ -123,6 +123,10 @@ class EgressPolicy:
         except ValueError:
             raise EgressRefusedError("The address is not a URL.") from None
         host = (parts.hostname or "").rstrip(".").lower()
+        try:
+            host.encode("idna")  # as the resolver will
+        except UnicodeError:
+            raise EgressRefusedError("The address names no host.") from None
         if parts.scheme not in _PORTS or not host or parts.username is not None or parts.password is not None:
             raise EgressRefusedError("Only http and https addresses without a user name may be fetched.")
         port = _PORTS[parts.scheme] if port is None else port

@@ -38,7 +38,8 @@ class FairQueue(Generic[T]):
 
     def __init__(self, places: int, waiting: int, *, shared: bool = True) -> None:
         """Have so many places and room for so many to wait; without `shared` one tenant may have all of them."""
-        self._places = places
+        # Never more than `most`; fewer while its owner says so.
+        self._most = self.places = places
         self._room = waiting
         self._share = SHARE if shared else places + waiting
         self.running = 0
@@ -92,7 +93,7 @@ class FairQueue(Generic[T]):
 
     def next(self) -> T | None:
         """Give a place to whoever's turn it is; None when nobody who waits may have one now."""
-        if not self._turns or self.running >= self._places:
+        if not self._turns or self.running >= self.places:
             return None
         able = [(name, known) for name, known in self._turns.items() if self._may_run(known)]
         if not able:
@@ -113,16 +114,21 @@ class FairQueue(Generic[T]):
             self._turns.move_to_end(name)
         return item
 
+    @property
+    def tenants(self) -> int:
+        """How many tenants have calls here, under way or waiting."""
+        return len(self._tenants)
+
     def load(self) -> int:
         """Return how much is to be done: what runs, and of each tenant that waits no more than it may have of the places.
 
         It is what more processes are started for, and what one tenant piles up must not be.
         """
-        most = self._places * self._share // (self._share + 1) or 1
+        most = self._most * self._share // (self._share + 1) or 1
         return self.running + sum(min(len(known.waiting), most) for known in self._turns.values())
 
     def _may_run(self, known: _Tenant[T]) -> bool:
-        free = self._places - self.running
+        free = self.places - self.running
         return free > 0 and known.running < max(1, self._share * free)
 
     def _begin(self, known: _Tenant[T]) -> None:

@@ -17,6 +17,14 @@ from cluster.journal.usage_event import UsageKind
 GRACE_US: Final = 10_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What a reservation has spent; `lost` when nobody said so, and nobody is there any more who would."""
+
+    spent: Budget
+    lost: bool = False
+
+
 @dataclass(slots=True)
 class _Seen:
     """One agent's journal, as far as it was read, with what it says of the reservations that were asked for."""
@@ -35,8 +43,14 @@ class Fates:
         self._directories = directories
         self._seen: dict[tuple[Path, JournalId], _Seen] = {}
 
-    def of(self, asked: Mapping[str, tuple[str, int]], now_us: int) -> dict[str, Budget]:
-        """Return what each reservation has spent, of those of which it is known; `asked` has their agents and deadlines.
+    def finals(self, asked: Mapping[str, str]) -> dict[str, Budget]:
+        """Return what reservations have spent whose agents have said so; `asked` has their agents."""
+        journals = self._read(frozenset(asked), {f"agent.{agent}" for agent in asked.values()})
+        said = {r: _first(s.spent.get(r) for s in journals) for r in asked}
+        return {r: spent for r, spent in said.items() if spent is not None}
+
+    def of(self, asked: Mapping[str, tuple[str, int]], now_us: int) -> dict[str, Fate]:
+        """Return the fate of each reservation, of those of which it is known; `asked` has their agents and deadlines.
 
         What an agent took on is known when it has written the end, or has died and written none: then it is lost, and only
         its sub-calls may have spent anything. What no agent took on is known to be nothing once its time is up.
@@ -45,17 +59,17 @@ class Fates:
         writers = {f"agent.{agent}" for agent, _ in asked.values()}
         journals = self._read(wanted, writers)
         lost: set[str] = set()
-        found: dict[str, Budget] = {}
+        found: dict[str, Fate] = {}
         for reservation, (_, until_us) in asked.items():
             if (spent := _first(s.spent.get(reservation) for s in journals)) is not None:
-                found[reservation] = spent
+                found[reservation] = Fate(spent)
                 continue
             at = [s for s in journals if reservation in s.admitted]
             if any(s.alive for s in at):
                 continue
             if at or now_us > until_us + GRACE_US:
                 lost.add(reservation)
-        return found | self._lost({r: asked[r][0] for r in lost})
+        return found | {r: Fate(spent, lost=True) for r, spent in self._lost({r: asked[r][0] for r in lost}).items()}
 
     def _lost(self, lost: Mapping[str, str]) -> dict[str, Budget]:
         """Return what the sub-calls of lost calls have spent, unless some of them still run."""

@@ -4,6 +4,7 @@
 /limits/grants/<epoch>/<account>    what was granted to them, and what of it they settled and returned
 /limits/accounts/<account>          what grants that ended have settled, and what is held of holders that died
 /limits/held/<account>              says that something is
+/limits/lost/<reservation>          what was settled as lost (lost.py)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cluster.coordination.coordination import Coordination, CoordinationConflict
 from cluster.coordination.epochs import fence, increment
 from cluster.errors import ConflictError, IntegrityError, UnavailableError
 from cluster.limits.account import Account, Grant, Held
+from cluster.limits.lost import FOLDER, Lost, LostReservations
 
 NAME = "limiter"
 # Accounts of one exchange at most, so that it is one transaction.
@@ -74,6 +76,8 @@ class Limiter:
         self._accounts: dict[str, Account] = {}
         self.holders: dict[int, HolderRow] = {}
         self._load()
+        rows = ((name, coordination.get(f"{FOLDER}/{name}")) for name in _children(coordination, FOLDER))
+        self._lost = LostReservations((name, node.value) for name, node in rows if node is not None)
 
     def open(self, journal: str, node: str) -> int:
         """Return the epoch under which the process with this journal holds leases; the same when it asks again."""
@@ -136,13 +140,60 @@ class Limiter:
                 found.setdefault(reservation, {})[name] = held
         return found
 
-    def resolve(self, reservation: str, used: Mapping[str, int]) -> None:
-        """Settle what a held reservation came to, by account; nothing of it where `used` says nothing: it was lost."""
-        for name in [n for n, a in self._accounts.items() if reservation in a.held]:
-            account = self._accounts[name]
-            account.resolve(reservation, used.get(name, 0))
-            self._write([self._set_account(name, account), *self._mark(name, account, True)])
+    def resolve(self, reservation: str, used: Mapping[str, int], *, lost: bool = False) -> None:
+        """Settle what a held reservation came to, by account; nothing of it where `used` says nothing.
+
+        What was `lost` may yet be corrected. If its holder had been told so already, that is what it came to.
+        """
+        known = self._lost.of.get(reservation)
+        used, ops = known.used if known is not None else used, list[Op]()
+        found: dict[str, Held] = {}
+        for name, account in self._accounts.items():
+            if (held := account.held.get(reservation)) is not None:
+                found[name] = held
+                account.resolve(reservation, used.get(name, 0))
+                ops += [self._set_account(name, account), *self._mark(name, account, True)]
+        if not found:
+            return
+        if lost and known is None:
+            ops += self._keep_lost(reservation, found, used)
+        self._write(ops)
+        for name in found:
             self._forget(name)
+
+    def told(self, reservation: str, held: Mapping[str, Held], used: Mapping[str, int], *, lost: bool) -> Mapping[str, int]:
+        """Return what a holder that lives is to settle of a reservation whose fate it asks for; if it asks again, the same.
+
+        What it is told is `lost` may yet be corrected, so that is on record then.
+        """
+        if (known := self._lost.of.get(reservation)) is not None:
+            return known.used
+        if lost:
+            self._write(self._keep_lost(reservation, held, used))
+        return used
+
+    def lost(self) -> dict[str, Lost]:
+        """Return the lost reservations whose final word may yet come."""
+        return {name: lost for name, lost in self._lost.of.items() if not lost.final}
+
+    def correct(self, reservation: str, spent: Mapping[str, int]) -> None:
+        """Let the final word on a lost reservation hold, by account; a second time does nothing."""
+        lost = self._lost.of.get(reservation)
+        if lost is None or lost.final:
+            return
+        ops = self._lost.close(reservation)
+        for name, amount in lost.amounts.items():
+            account = self._account(name)
+            account.settled += max(0, min(spent.get(name, 0), amount) - lost.used.get(name, 0))
+            ops.append(self._set_account(name, account))
+        self._write(ops)
+        for name in lost.amounts:
+            self._forget(name)
+
+    def forget_lost(self, now_us: int) -> None:
+        """Give up the lost reservations of which nothing will be heard any more."""
+        for name in self._lost.expired(now_us):
+            self._write(self._lost.forget(name))
 
     def use_of(self, name: str) -> tuple[int, int]:
         """Return what of an account is used, and what is used or may yet be."""
@@ -150,6 +201,11 @@ class Limiter:
         use = account.used, account.taken
         self._forget(name)
         return use
+
+    def _keep_lost(self, reservation: str, held: Mapping[str, Held], used: Mapping[str, int]) -> list[Op]:
+        one = next(iter(held.values()))
+        settled = {name: min(used.get(name, 0), h.amount) for name, h in held.items()}
+        return self._lost.keep(reservation, Lost(one.agent, one.until_us, {n: h.amount for n, h in held.items()}, settled))
 
     def _take_over(self, epoch: int, row: HolderRow, reports: Mapping[str, Report], bounds: Mapping[str, int]) -> None:
         ops: list[Op] = [Set(_holder(epoch), _holder_value(row))]

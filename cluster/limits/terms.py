@@ -65,8 +65,8 @@ class Terms:
 
     @cached_property
     def units(self) -> frozenset[str]:
-        """The units in which anything is bounded."""
-        return frozenset(b.unit for b in self.bounds)
+        """The units in which anything is bounded, by a budget or a rate."""
+        return frozenset(b.unit for b in self.bounds) | (set() if self.tokens_per_minute is None else {"tokens"})
 
     def accounts(self, now_us: int) -> tuple[tuple[tuple[str, str], ...], int]:
         """Return account and unit of each bound, and when the first of their windows ends."""

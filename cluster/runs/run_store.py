@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from cluster.runs.run import Multitask, Run, RunStatus
 from cluster.runs.webhook import DeliveryStore
+
+# More than anybody carries: no bound.
+MOST_RUNS: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,17 @@ class Document:
     updated_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which runs are asked for; None is any."""
+
+    thread_id: str | None = None
+    status: RunStatus | None = None
+    agent_id: str | None = None
+    # Microseconds since 1970 UTC, exclusive.
+    updated_after_us: int | None = None
+
+
 class RunStore(DeliveryStore, Protocol):
     """Runs, their events, and small documents, each under a tenant. Blocks: for threads. Fails closed.
 
@@ -72,10 +86,11 @@ class RunStore(DeliveryStore, Protocol):
         """
         ...
 
-    def claim(self, owner: str, limit: int, now_us: int) -> list[Run]:
+    def claim(self, owner: str, limit: int, now_us: int, each: int = MOST_RUNS) -> list[Run]:
         """Return up to `limit` of `owner`'s pending runs that may begin, now running, the tenants taking turns.
 
-        A run may begin when no earlier one of its thread is left.
+        A run may begin when no earlier one of its thread is left, and fewer than `each` of its tenant run. The tenant of
+        which the fewest run is next.
         """
         ...
 
@@ -107,13 +122,15 @@ class RunStore(DeliveryStore, Protocol):
         """Return a run's status and the number of its last event, for whoever asks often; raises NotFoundError."""
         ...
 
-    def list_runs(
-        self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
-    ) -> Sequence[Run]:
-        """Return runs of a kind (and thread, and status), the newest first, those older than `after`.
+    def list_runs(self, tenant: str, kind: str, which: Which, *, after: str, limit: int) -> Sequence[Run]:
+        """Return runs of a kind, the newest first, those older than `after`.
 
         They are fewer than `limit` also where they are large: what is empty is the end.
         """
+        ...
+
+    def count_runs(self, tenant: str, kind: str, which: Which) -> int:
+        """Return how many there are."""
         ...
 
     def delete(self, tenant: str, run_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from cluster.errors import NotFoundError
+from cluster.errors import CancelledCallError, NotFoundError
 from cluster.runs import sqlite_documents
 from cluster.runs.run import Run, RunStatus
 
@@ -53,14 +53,19 @@ _RESULT: Final = ("answer", "finish_reason", "model", "usage", "output", "error"
 REQUEST: Final = tuple(f.name for f in fields(Run) if f.name not in _COLUMNS + _RESULT)
 SELECT: Final = """SELECT r.run_id, r.tenant, r.kind, r.thread_id, r.status, r.owner, r.cancel, r.updated_us, r.events,
 q.json, s.json FROM runs r JOIN requests q USING (number) LEFT JOIN results s USING (number) WHERE """
+COUNT: Final = "SELECT count(*) FROM runs r JOIN requests q USING (number) WHERE "
 # A run that was rolled back is there for nobody any more.
 SHOWN: Final = "NOT (r.cancel = 2 AND r.open = 0)"
-CLAIMABLE: Final = """SELECT number FROM (
-  SELECT r.number, row_number() OVER (PARTITION BY r.tenant ORDER BY r.number) AS turn FROM runs r
-  WHERE r.open = 1 AND r.owner = ? AND r.status = 'pending' AND (r.thread_id IS NULL OR NOT EXISTS (
+# By owner, how many of one tenant may run, and how many to return. What runs has had its turn.
+CLAIMABLE: Final = """WITH busy AS (
+  SELECT tenant, count(*) AS runs FROM runs WHERE open = 1 AND owner = ?1 AND status = 'running' GROUP BY tenant)
+SELECT number FROM (
+  SELECT r.number, coalesce(b.runs, 0) + row_number() OVER (PARTITION BY r.tenant ORDER BY r.number) AS turn
+  FROM runs r LEFT JOIN busy b ON b.tenant = r.tenant
+  WHERE r.open = 1 AND r.owner = ?1 AND r.status = 'pending' AND (r.thread_id IS NULL OR NOT EXISTS (
     SELECT 1 FROM runs e
     WHERE e.open = 1 AND e.tenant = r.tenant AND e.kind = r.kind AND e.thread_id = r.thread_id AND e.number < r.number))
-) ORDER BY turn, number LIMIT ?"""
+) WHERE turn <= ?2 ORDER BY turn, number LIMIT ?3"""
 _UPDATE: Final = "UPDATE runs SET status = ?, open = ?, updated_us = ?, changed = ? WHERE number = ?"
 TEXTS: Final = "SELECT text FROM events WHERE number = ? ORDER BY seq"
 
@@ -107,7 +112,8 @@ def cancel(connection: sqlite3.Connection, run: Run, how: int, now_us: int) -> N
         "UPDATE runs SET cancel = max(cancel, ?), changed = ? WHERE number = ?", (how, next_change(connection), number)
     )
     if run.status is RunStatus.PENDING:
-        move(connection, number, run.after(RunStatus.CANCELLED, now_us))
+        error = CancelledCallError("The run was cancelled before it began.").to_problem()
+        move(connection, number, run.after(RunStatus.CANCELLED, now_us, error=error))
 
 
 def remove(connection: sqlite3.Connection, numbers: list[int]) -> int:

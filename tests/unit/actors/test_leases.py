@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from actors.invoker import Invocation
@@ -37,7 +38,9 @@ class Rules:
     def __init__(self) -> None:
         self.tokens = 1_000
         self.rpm: int | None = None
+        self.tpm: int | None = None
         self.concurrency: int | None = None
+        self.bounded = True
 
     async def call(self, method: str, *arguments: object, timeout_s: float = 0) -> Any:
         bounds = [Bound("tenant", "default", Window.TOTAL, "tokens", self.tokens)]
@@ -46,7 +49,7 @@ class Rules:
         if method == "tenant_bounds":
             return bounds_to_json(bounds)
         bounds.append(Bound("agent", "default.a", Window.TOTAL, "tokens", 10_000))
-        return Terms(tuple(bounds), self.rpm, None, Price(), 1, 0, 100, 0).to_json()
+        return Terms(tuple(bounds) if self.bounded else (), self.rpm, self.tpm, Price(), 1, 0, 100, 0).to_json()
 
 
 class Local:
@@ -132,10 +135,12 @@ async def eventually(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-def agent_says(settings: Settings, reservation: Reservation, spent: int | None, *, sub_call: bool = False) -> JournalWriter:
+def agent_says(
+    settings: Settings, reservation: Reservation, spent: int | None, *, sub_call: bool = False, epoch: int = 1
+) -> JournalWriter:
     """An agent that took the call on, and ended it when `spent` says so."""
     name, rid = ("b", f"{reservation.reservation_id}.i2") if sub_call else ("a", reservation.reservation_id)
-    journal = JournalWriter(settings.journal_dir, f"agent.default.{name}", 1, sync_ms=1_000)
+    journal = JournalWriter(settings.journal_dir, f"agent.default.{name}", epoch, sync_ms=1_000)
     now = SystemClock().now_us()
     at = ("e", now, "default", "default", name, "1", "i", rid, "m")
     journal.append(Fact(Stream.CALL, CallAdmitted(*at).to_body()))
@@ -251,3 +256,55 @@ async def test_without_the_limiter_a_process_spends_what_it_holds_and_no_more(cl
     leases.settle(await leases.reserve(call(100)), (0, 0))
     with pytest.raises((UnavailableError, BudgetExceededError)):
         await leases.reserve(call(1_000))
+
+
+@pytest.mark.parametrize("caller", ["lives", "is killed"])
+async def test_a_last_word_that_comes_after_its_call_was_lost_holds(cluster: Cluster, caller: str) -> None:
+    """Control: LimiterActor._correct. It is counted once, whoever was told what, and whoever begins anew meanwhile."""
+    leases = cluster.process()
+    one = await leases.reserve(call(300))
+    agent_says(cluster.settings, one, None).close()  # it died midway
+    if caller == "lives":
+        leases.settle(one, None)
+        await eventually(lambda: not leases._unheard)
+        await leases._exchange()
+    else:
+        cluster.kill(leases)
+    await eventually(lambda: cluster.limiter._books.lost() and not cluster.limiter._books.held())
+    assert cluster.use()[0] == 0
+    await cluster.restart_limiter()
+    await cluster.limiter._correct()
+    assert cluster.use()[0] == 0
+
+    agent_says(cluster.settings, one, 25, epoch=2).close()  # as of a node that is back
+    for _ in range(2):
+        await cluster.limiter._correct()
+        assert (cluster.use()[0], cluster.use(AGENT)[0]) == (25, 25)
+    await cluster.restart_limiter()
+    await cluster.limiter._correct()
+    assert cluster.use()[0] == 25
+    # Who asks again, because the answer was lost, is told what it was told.
+    asked = {one.reservation_id: [one.agent, one.until_us, dict(one.amounts)]}
+    assert orjson.loads(await cluster.limiter.fates(orjson.dumps(asked)))["ok"][one.reservation_id] == {TENANT: 0, AGENT: 0}
+
+
+async def test_a_call_that_nothing_bounds_is_not_asked_about(cluster: Cluster) -> None:
+    """Control: the amounts in Leases.settle. There is nothing to give back, and nothing to keep in mind."""
+    cluster.rules.bounded = False
+    leases = cluster.process()
+    leases.settle(await leases.reserve(call(300)), None)
+    assert not leases._unheard
+
+
+async def test_tokens_a_minute_are_bounded_where_no_budget_is(cluster: Cluster) -> None:
+    """Control: Terms.units. What a call may take is known also where only a rate bounds it; what it took stays taken."""
+    cluster.rules.tpm, cluster.rules.bounded = 60, False
+    leases = cluster.process()
+    with pytest.raises(RateLimitedError, match="all of the 60 tokens a minute"):
+        await leases.reserve(call(100))
+    rate = leases._rates._rates["default.tokens"]
+    rate.level = 150
+    leases.settle(await leases.reserve(call(100)), (40, 0))
+    assert rate.level == 110
+    leases.settle(await leases.reserve(call(100)), None)
+    assert rate.level == 10

@@ -198,3 +198,21 @@ def test_a_journal_that_was_read_up_to_the_start_of_a_segment_is_not_broken(node
         with node.shipper() as shipper:
             assert shipper.step().broken_journals == 0
     assert usage_of(node) == {A.writer_id: 1}
+
+
+def test_what_a_sealed_batch_holds_of_a_broken_journal_waits_until_it_is_stored(node: Node) -> None:
+    """Control: the reads of pending intents in `waiting_bytes`. No more is taken of the journal; these count for the limit."""
+    sealed_not_stored(node)
+    damage(node, A, good=3)
+    node.store.away = True
+    with node.shipper() as shipper:
+        report = shipper.step()
+        assert (report.broken_journals, bool(report.store_error)) == (1, True)
+        whole = [B, JournalId("shipper.n1", 1)]
+        expected = sum(p.stat().st_size for journal in whole for p in journal.folder(node.journals).glob("*.seg"))
+        good = JournalReader(node.journals, A)
+        good.read(3)
+        assert report.backlog_bytes == expected + good.position.offset
+        node.store.away = False
+        node.clock.advance(60_000_000)
+        assert shipper.step().backlog_bytes == 0

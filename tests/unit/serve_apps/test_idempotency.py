@@ -23,6 +23,7 @@ from cluster.errors import AgentFailedError, InvalidRequestError, OverloadedErro
 from cluster.identity.ids import ProjectId, TenantId, uuid7_time_us
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope as Permission
+from cluster.runs.answers import Begun, CallKey, Known
 from cluster.runs.sqlite_answers import SqliteAnswers
 from cluster.settings import Settings
 from cluster.telemetry.metrics import Metrics
@@ -258,3 +259,55 @@ async def _leave_midway(app: Starlette, body: bytes) -> None:
         "server": ("gateway", 80),
     }
     await app(scope, cast("Receive", receive), cast("Send", send))
+
+
+async def test_a_client_that_leaves_as_its_key_is_written_leaves_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: the forgetting in Idempotency.answer. Else whoever comes again is told for a day that the first is under way."""
+    loop, begin = asyncio.get_running_loop(), SqliteAnswers.begin
+
+    def watched(store: SqliteAnswers, key: CallKey, call: Begun) -> Known | None:
+        asyncio.run_coroutine_threadsafe(leave(), loop).result()
+        return begin(store, key, call)
+
+    async def leave() -> None:
+        first.cancel()
+
+    async with gateways(tmp_path, monkeypatch) as (make, _):
+        gateway = make("a")
+        monkeypatch.setattr(SqliteAnswers, "begin", watched)
+        first = asyncio.ensure_future(gateway.post())
+        await asyncio.wait((first,))
+        monkeypatch.setattr(SqliteAnswers, "begin", begin)
+        await asyncio.gather(*gateway.idempotency._writing)
+        assert (await gateway.post()).json()["call"] == 1
+
+
+async def test_a_stream_that_is_cut_off_before_its_first_event_leaves_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: EventStream's end of the tape. A stream that never began has no end of its own."""
+    async with gateways(tmp_path, monkeypatch) as (make, _):
+        gateway = make("a")
+        sending = asyncio.Event()
+
+        async def stalls(_: Any) -> None:
+            sending.set()
+            await asyncio.Event().wait()
+
+        body = b'{"kind": "stream"}'
+        requests: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Any:
+            if requests:
+                return requests.pop()
+            await sending.wait()
+            return {"type": "http.disconnect"}
+
+        headers = [(b"idempotency-key", b"k"), (b"host", b"gateway"), (b"content-length", b"%d" % len(body))]
+        headers += [(b"content-type", b"application/json"), (b"authorization", b"")]
+        scope = {"type": "http", "method": "POST", "path": "/call", "raw_path": b"/call", "query_string": b"", "root_path": ""}
+        scope |= {"http_version": "1.1", "scheme": "http", "server": ("gateway", 80), "client": ("c", 1)}
+        await gateway.app(scope | {"headers": headers}, receive, stalls)
+        await asyncio.gather(*gateway.idempotency._writing)
+        assert (await gateway.post(body={"kind": "stream"})).status_code == 200
+        assert len(gateway.calls) == 2

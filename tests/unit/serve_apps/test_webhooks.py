@@ -200,3 +200,22 @@ async def test_a_public_name_with_a_private_address_is_not_called(address: str) 
 
     with pytest.raises(EgressRefusedError, match="not public"):
         await EgressPolicy(any_public_host=True, resolve=resolve).post("https://hooks.example/", {}, b"x")
+
+
+async def test_an_address_that_fails_here_comes_to_its_end_too(tmp_path: Path) -> None:
+    """Control: what `_tell` does with a fault. Else it would be tried every minute for as long as the run is kept."""
+    clock = FakeClock()
+    gateway = Gateway(tmp_path, Receiver(UnicodeError("label empty or too long")), clock)
+    gateway.ended_run()
+    for _ in range(len(BACKOFF_S) + 1):
+        await gateway.deliver()
+        clock.advance(2 * 86_400_000_000)
+    assert gateway.store.next_delivery_us() is None
+    gateway.records.close()
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example", ".example"])
+async def test_an_address_without_a_host_that_can_be_is_refused(host: str) -> None:
+    """Control: the host's encoding in EgressPolicy.check. It is said when it is asked for, by the reason that there is."""
+    with pytest.raises(EgressRefusedError, match="names no host"):
+        await EgressPolicy(any_public_host=True).post(f"https://{host}/", {}, b"")
