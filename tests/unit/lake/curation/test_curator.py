@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,61 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.clock import FakeClock
 from cluster.errors import ConfigurationError, IntegrityError, StorageError
-from cluster.journal.usage_event import UsageEvent, lost_event
 from cluster.lake.curation.conservation import hourly
-from cluster.lake.curation.curator import Curator
 from cluster.lake.curation.keys import done_key, plan_key
 from cluster.lake.curation.seen import Seen
 from cluster.lake.curation.verify_curated import verify_curated
 from cluster.lake.schema import USAGE
 from cluster.lake.seal import write_parquet
-from cluster.storage.object_store import PutOutcome
-from tests.lake_raw import INGEST_US, curated, event, put, segment, uuid7_at
-from tests.lake_samples import START_US, admitted
+from tests.lake_curation import DAY_US, MINUTE_US, CrashError, TrickyStore, curator, ids, keys, reasons
+from tests.lake_raw import INGEST_US, curated, event, put, segment
+from tests.lake_samples import START_US
 from tests.memory_store import MemoryObjectStore
-
-QUARANTINE = "usage/quarantine/v1/p"
-DAY_US = 86_400_000_000
-MINUTE_US = 60_000_000
-
-
-class CrashError(Exception):
-    """What a test puts in the way of one PUT."""
-
-
-class TrickyStore(MemoryObjectStore):
-    """Calls `before` with each key that is about to be put."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before: Callable[[str], None] = lambda key: None
-
-    def put_if_absent(self, key: str, data: bytes, *, sha256: str) -> PutOutcome:
-        self.before(key)
-        return super().put_if_absent(key, data, sha256=sha256)
 
 
 @pytest.fixture
 def store() -> TrickyStore:
     return TrickyStore()
-
-
-def curator(store: MemoryObjectStore, *, now_us: int = INGEST_US, **options: object) -> Curator:
-    return Curator(store, clock=FakeClock(now_us), **options)  # type: ignore[arg-type]  # the tests' own values
-
-
-def keys(store: MemoryObjectStore, prefix: str) -> list[str]:
-    return [o.key for o in store.list(prefix)]
-
-
-def ids(store: MemoryObjectStore) -> list[str]:
-    return [r["event_id"] for r in curated(store)]
-
-
-def reasons(store: MemoryObjectStore) -> dict[str, str]:
-    return {r["event_id"]: r["reason"] for r in curated(store, QUARANTINE)}
 
 
 def test_events_are_sorted_for_bills_and_written_as_the_lake_says(store: TrickyStore) -> None:
@@ -194,129 +154,6 @@ def test_threat_71_an_event_sent_again_days_later_is_dropped_and_counted(store: 
     assert report.rows == {"raw": 2, "curated": 1, "settled": 1, "duplicate": 1}
     assert ids(store) == [event(1).event_id, event(2).event_id, event(3, start_us=later_us).event_id]
     assert (hourly(store).totals()["duplicate"], reasons(store)) == (2, {})
-
-
-def test_threat_72_another_event_under_an_id_is_kept_apart(store: TrickyStore) -> None:
-    """Control: comparing payloads. The first wins, the other is a row in quarantine, and the report says so."""
-    put(store, segment([event(1), event(1, tokens_output=99)], 1))
-    curator(store).step()
-    put(store, segment([event(1, tenant_id="other"), event(1)], 2))
-    report = curator(store).step()
-    assert (report.reasons, report.rows["duplicate"]) == ({"conflict": 1}, 1)
-    assert [(r["tenant_id"], r["tokens_output"]) for r in curated(store)] == [("acme", 1)]
-    held = curated(store, QUARANTINE)
-    assert [(r["tenant_id"], r["tokens_output"]) for r in held] == [("acme", 99), ("other", 1)]
-    assert [(r["segment"], r["segment_row"]) for r in held] == [(segment([], 1)[0], 1), (segment([], 2)[0], 0)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"event_time": INGEST_US + 5 * MINUTE_US + 1}, "clock_ahead"),
-        ({"start_time": INGEST_US + 6 * MINUTE_US}, "clock_ahead"),
-        ({"event_id": uuid7_at(INGEST_US + 6 * MINUTE_US, 7)}, "clock_ahead"),
-        ({"event_time": START_US - 5 * MINUTE_US - 1}, "clock_back"),
-        ({"event_time": 0}, "clock_back"),
-        ({"event_time": INGEST_US + 5 * MINUTE_US}, None),
-        ({"event_time": START_US - 5 * MINUTE_US}, None),
-    ],
-)
-def test_threat_73_a_clock_that_jumped_puts_its_rows_in_quarantine(
-    store: TrickyStore, changes: dict[str, object], reason: str | None
-) -> None:
-    """Control: screen. Five minutes are forgiven; beyond it the row waits for a look, and its neighbours do not."""
-    put(store, segment([event(1), event(2, **changes)], 1))
-    curator(store).step()
-    assert list(reasons(store).values()) == ([reason] if reason else [])
-    assert len(ids(store)) == (1 if reason else 2)
-
-
-def test_threat_73_a_node_whose_clock_is_ahead_bills_nothing_in_the_future(store: TrickyStore) -> None:
-    """Control: Plan.planned_us. Agent and shipper agree on a time that has not come yet: the planner's clock does not."""
-    put(store, segment([event(1, start_us=START_US + DAY_US)], 1, ingest_us=INGEST_US + DAY_US))
-    curator(store).step()
-    assert list(reasons(store).values()) == ["clock_ahead"]
-
-
-def wrong(name: str, value: object) -> UsageEvent:
-    one = event(2)
-    setattr(one, name, value)
-    return one
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("cpu_us", -1, "negative"),
-        ("tool_calls", -1, "negative"),
-        ("tokens_output", 2**53, "overflow"),
-        ("mem_mib_ms", 2**63 - 1, "overflow"),
-        ("tokens_output", 2**53 - 1, None),
-        ("event_id", "no-id", "bad_id"),
-        ("event_id", uuid7_at(START_US, 9).upper().replace("9", "A"), "bad_id"),
-        ("event_id", "0b0e7c4e-2f6b-4c55-8a53-3c5d3b9e6d6f", "bad_id"),
-        ("event_id", None, "incomplete"),
-        ("tenant_id", None, "incomplete"),
-        ("event_time", None, "incomplete"),
-        ("tokens_output", None, "incomplete"),
-        ("trace_id", None, None),
-        ("tenant_id", "stranger", "unknown_tenant"),
-        ("model", "new:model", "unknown_price"),
-    ],
-)
-def test_what_cannot_be_billed_is_in_quarantine_with_its_reason(
-    store: TrickyStore, name: str, value: object, reason: str | None
-) -> None:
-    """Control: screen. Never silently zero: the row is kept, named and counted; the one beside it is curated."""
-    put(store, segment([event(1), wrong(name, value)], 1))
-    report = curator(store, known=Catalogue()).step()
-    assert [r["reason"] for r in curated(store, QUARANTINE)] == ([reason] if reason else [])
-    assert report.rows["raw"] == report.rows["curated"] + report.rows.get("quarantined", 0) == 2
-    assert hourly(store).unbalanced() == []
-    assert verify_curated(store) == []
-
-
-class Catalogue:
-    """Knows one tenant and one model, and changes its mind."""
-
-    tenants = frozenset({"acme"})
-
-    def unknown_tenants(self, tenants: object) -> set[str]:
-        return set(tenants) - self.tenants  # type: ignore[call-overload]  # names
-
-    def unpriced_models(self, models: object) -> set[str]:
-        return set(models) - {"scripted:echo"}  # type: ignore[call-overload]  # names
-
-
-def test_who_was_known_is_said_by_the_plan_and_not_by_who_carries_it_out(store: TrickyStore) -> None:
-    """Control: Plan.unknown_tenants. Another with newer knowledge makes the same rows; the event sent again is curated then."""
-    put(store, segment([event(1, tenant_id="new")], 1))
-
-    def crash(key: str) -> None:
-        if key.startswith(QUARANTINE):
-            raise CrashError
-
-    store.before = crash
-    with pytest.raises(CrashError):
-        curator(store, known=Catalogue()).step()
-    store.before = lambda key: None
-    curator(store).step()
-    assert reasons(store) == {event(1).event_id: "unknown_tenant"}
-    put(store, segment([event(1, tenant_id="new")], 2))
-    curator(store).step()
-    assert ids(store) == [event(1).event_id]
-
-
-def test_a_final_event_supersedes_the_loss_of_its_call(store: TrickyStore) -> None:
-    """Control: lost_event_id. Before it, beside it, or after it: the figures say one settled call, and no lost one."""
-    calls = [admitted(uuid7_at(START_US, n), start_time=START_US) for n in (1, 2, 3, 4)]
-    put(store, segment([event(1), lost_event(calls[1]), event(2), lost_event(calls[2]), lost_event(calls[3])], 1))
-    curator(store).step()
-    put(store, segment([lost_event(calls[0]), event(3)], 2))
-    curator(store).step()
-    total = hourly(store).totals()
-    assert (total["settled"], total["lost"] - total["revived"], total["superseded"]) == (3, 1, 2)
-    assert total["raw"] == 7 == total["curated"] + total["superseded"]
 
 
 @pytest.mark.parametrize("damage", ["torn", "edited", "foreign key"])
