@@ -14,6 +14,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from actors.curation import CurationLoop
 from actors.nodes import nodes_of_ray
 from actors.orphaned_journals import OrphanedJournals
 from actors.ray_actors import Handle, create
@@ -60,7 +61,8 @@ class ShipperActor:
         threading.Thread(target=self._say_for_ever, name="backlog", daemon=True).start()
         self._exporter = _serve_metrics(self._settings, metrics_port)
         # One node looks after what others left, so that two never do.
-        loops = [self._ship_for_ever()] + ([] if self._settings.node else [self._ship_for_others()])
+        of_head = [] if self._settings.node else [self._ship_for_others(), CurationLoop(self._settings).run()]
+        loops = [self._ship_for_ever(), *of_head]
         self._loops = [asyncio.ensure_future(loop) for loop in loops]
 
     async def ready(self) -> None:

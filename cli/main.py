@@ -14,6 +14,7 @@ from cli import (
     invoke,
     job,
     keys,
+    lake,
     limits,
     logs,
     nodes,
@@ -55,6 +56,7 @@ app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")
 app.add_typer(access_token.app, name="token")
 app.command()(usage.usage)
+app.add_typer(lake.app, name="lake")
 app.command()(limits.limits)
 app.command()(audit.audit)
 app.command()(upgrade.upgrade)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cli.exit_codes import ExitCode
+from cli.lake import lake_faults, lake_line, render_faults
 from cli.options import Home, Json, settings_of
-from cli.output import OUTPUT, table
+from cli.output import OUTPUT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cluster.settings import Settings
-    from cluster.storage.object_store import ObjectStore
 
 
 def verify(home: Home = None, as_json: Json = False) -> None:
@@ -22,31 +22,12 @@ def verify(home: Home = None, as_json: Json = False) -> None:
     from cluster import wiring
 
     settings = settings_of(home)
-    checked, faults = _lake(wiring.open_object_store(settings))
+    checked, faults = lake_faults(wiring.open_object_store(settings))
     found, broken = _journals(settings)
     data = {"lake": settings.lake, **checked, "journals": found, "faults": faults + broken}
     OUTPUT.result(data, lambda console: _render(console, data))
     if data["faults"]:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def _lake(store: ObjectStore) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Return how many segments each stream has, and what is wrong with any."""
-    from cluster.lake.layout import ROW_STREAMS, quarantine_prefix, raw_prefix
-    from cluster.lake.verify import verify_raw
-
-    counts: dict[str, Any] = {}
-    faults: list[dict[str, str]] = []
-    for stream in ROW_STREAMS:
-        counts[stream.value] = {"segments": sum(info.key.endswith(".parquet") for info in store.list(raw_prefix(stream)))}
-        for finding in verify_raw(store, stream):
-            row = "" if finding.row is None else f"row {finding.row}: "
-            faults.append({"where": finding.key, "problem": row + finding.problem})
-        faults += [
-            {"where": info.key, "problem": "is in quarantine: the key of these rows held other rows"}
-            for info in store.list(quarantine_prefix(stream))
-        ]
-    return counts, faults
 
 
 def _journals(settings: Settings) -> tuple[dict[str, int], list[dict[str, str]]]:
@@ -72,12 +53,5 @@ def _journals(settings: Settings) -> tuple[dict[str, int], list[dict[str, str]]]
 
 def _render(console: Console, data: dict[str, Any]) -> None:
     journals = data["journals"]
-    lines = [
-        f"lake      {data['lake']}: {data['usage']['segments']} usage and {data['audit']['segments']} audit segments",
-        f"journals  {journals['journals']} with {journals['records']} records, {journals['torn_bytes']} bytes torn by crashes",
-    ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-    if data["faults"]:
-        console.print(table(["not as it was written", "what is wrong"], [[f["where"], f["problem"]] for f in data["faults"]]))
-    else:
-        console.print("All of it is as it was written.")
+    line = f"journals  {journals['journals']} with {journals['records']} records, {journals['torn_bytes']} bytes torn by crashes"
+    render_faults(console, [lake_line(data), line], data["faults"])

@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     seal_interval_s: float = Field(
         1.0, gt=0, description="How long facts wait in journals before they are sealed into a Parquet segment."
     )
+    curate_interval_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds between curating usage into `usage/events/`; 0: only by `sovereign lake curate`.",
+    )
     journal_sync_ms: int = Field(50, ge=1, description="Longest time until a written fact is forced to disk.")
     journal_limit_bytes: int = Field(
         4 << 30, ge=1, description="Most bytes of facts that may wait for the lake on this node; at it nothing new is admitted."

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cluster.identity.embedded_key_set import EmbeddedKeySet
     from cluster.identity.key_set import KeySet, TrustedIssuer
     from cluster.identity.token_verifier import TokenVerifier
+    from cluster.lake.curation.curator import Curator
     from cluster.lake.ship import Shipper
     from cluster.runs.answers import AnswerStore
     from cluster.runs.run_store import RunStore
@@ -97,6 +98,14 @@ def open_answers(settings: Settings) -> AnswerStore:
     from cluster.runs.sqlite_answers import AnswerBounds, SqliteAnswers
 
     return SqliteAnswers(settings.answers_path, AnswerBounds(keep_us=settings.idempotency_keep_s * 1_000_000))
+
+
+def build_curator(settings: Settings, *, max_plan_rows: int | None = None) -> Curator:
+    """Return what makes curated events of the lake's raw usage, `max_plan_rows` at a time."""
+    from cluster.lake.curation.curator import Curator
+    from cluster.lake.curation.planner import MAX_PLAN_ROWS
+
+    return Curator(open_object_store(settings), clock=SystemClock(), max_plan_rows=max_plan_rows or MAX_PLAN_ROWS)
 
 
 def build_brain(

@@ -37,10 +37,11 @@ class Finding:
         return f"{self.key}{'' if self.row is None else f' row {self.row}'}: {self.problem}"
 
 
-def verify_raw(store: ObjectStore, stream: Stream) -> list[Finding]:
+def verify_raw(store: ObjectStore, stream: Stream, *, ids_once: bool = True) -> list[Finding]:
     """Read every raw segment of a stream and return what is wrong, in order of keys; an empty list when nothing is.
 
-    Holds the event ids of all rows in memory. Raises StorageError when the store cannot be read.
+    With `ids_once`, no event may stand there twice, and the ids of all rows are held in memory.
+    Raises StorageError when the store cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, tuple[str, int]] = {}
@@ -60,7 +61,7 @@ def verify_raw(store: ObjectStore, stream: Stream) -> list[Finding]:
             continue
         for stretch in covered:
             stretches[stretch.journal].append((stretch, info.key))
-        findings += _rows(info.key, table, covered, seen)
+        findings += _rows(info.key, table, covered, seen if ids_once else None)
     return findings + list(_tiling(stretches))
 
 
@@ -75,7 +76,7 @@ def _stretches(key: str, stream: Stream, table: pa.Table) -> list[Stretch]:
     return [Stretch.from_list(s) for s in json.loads(meta["stretches"])]
 
 
-def _rows(key: str, table: pa.Table, covered: list[Stretch], seen: dict[str, tuple[str, int]]) -> Iterator[Finding]:
+def _rows(key: str, table: pa.Table, covered: list[Stretch], seen: dict[str, tuple[str, int]] | None) -> Iterator[Finding]:
     meta = table.schema.metadata
     if (rows := int(meta[f"{META}rows".encode()])) != table.num_rows:
         yield Finding(key, None, f"has {table.num_rows} rows, and {rows} were sealed")
@@ -91,6 +92,8 @@ def _rows(key: str, table: pa.Table, covered: list[Stretch], seen: dict[str, tup
         if (writer, epoch, seq) in facts:
             yield Finding(key, row, f"is fact {seq} of {writer}/e{epoch} a second time")
         facts.add((writer, epoch, seq))
+        if seen is None:
+            continue
         if event_id in seen:
             other, at = seen[event_id]
             yield Finding(key, row, f"has the event_id {event_id} of {other} row {at}")

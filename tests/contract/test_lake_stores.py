@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from cluster.clock import SystemClock
 from cluster.journal.fact import Stream
 from cluster.journal.usage_event import lost_event_id
 from cluster.journal.writer import JournalWriter
+from cluster.lake.curation.conservation import hourly
+from cluster.lake.curation.keys import EVENTS_PREFIX
+from cluster.lake.curation.rows_file import read_rows
+from cluster.lake.curation.verify_curated import verify_curated
 from cluster.lake.query import audit_rows, usage_rows
 from cluster.lake.ship import Shipper
 from cluster.lake.verify import verify_raw
 from cluster.settings import Settings
-from cluster.wiring import check_object_store, open_object_store
-from tests.lake_samples import AGENT, admitted, call_fact, make_calls
+from cluster.wiring import build_curator, check_object_store, open_object_store
+from tests.lake_samples import AGENT, admitted, call_fact, final, make_calls, usage_fact
 from tests.servers.seaweedfs import S3Server, s3_credentials, seaweedfs
 
 __all__ = ["s3_credentials", "seaweedfs"]
@@ -51,3 +56,27 @@ def test_what_was_written_is_what_is_read(settings: Settings) -> None:
     assert sorted(r["event_id"] for r in rows) == sorted([*ids, lost_event_id(open_call.event_id)])
     assert {r["object_id"] for r in audit_rows(settings, action="journal:writer:end")} == {f"{AGENT}/e1", "shipper.n1/e1"}
     assert verify_raw(store, Stream.USAGE) == verify_raw(store, Stream.AUDIT) == []
+
+
+@pytest.mark.usefixtures("s3_credentials")
+def test_usage_is_curated_once_by_two_at_a_time(settings: Settings) -> None:
+    """Two curators in each other's way, twice; every event is there once, and every row, plan and object checks out."""
+    store = open_object_store(settings)
+    ids: list[str] = []
+    with (
+        JournalWriter(settings.journal_dir, AGENT, 1) as agent,
+        Shipper.open(settings.journal_dir, store, "n1", clock=SystemClock()) as shipper,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for _ in range(2):
+            calls = [admitted(start_time=SystemClock().now_us()) for _ in range(3)]
+            agent.append_many([fact for call in calls for fact in (call_fact(call), usage_fact(final(call)))])
+            ids += [call.event_id for call in calls]
+            shipper.step()
+            for report in pool.map(lambda _: build_curator(settings).step(), range(2)):
+                assert report.unreadable == {}
+    rows = [r for o in store.list(EVENTS_PREFIX) for r in read_rows(o.key, store.get(o.key)).to_pylist()]
+    assert sorted(r["event_id"] for r in rows) == sorted(ids)
+    assert verify_curated(store) == []
+    figures = hourly(store)
+    assert (figures.totals()["raw"], figures.waiting, figures.unbalanced()) == (6, [], [])

@@ -1,4 +1,4 @@
-"""What every object store promises, over all of them: the local one, moto, and a real SeaweedFS."""
+"""What every object store promises, over all of them: the local one, moto, a real SeaweedFS, and the one that tests use."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cluster.storage.object_store import ObjectInfo, ObjectStore, PutOutcome
 from cluster.storage.probe import PROBE_KEY, probe_create_only
 from cluster.storage.s3_object_store import S3ObjectStore
 from cluster.wiring import open_object_store
+from tests.memory_store import MemoryObjectStore
 from tests.servers.crooked_s3 import CrookedS3, crooked_s3, moto_server
 from tests.servers.seaweedfs import S3Server, s3_credentials, seaweedfs
 from tests.sizes import soak
@@ -36,10 +37,13 @@ def put(store: ObjectStore, key: str, data: bytes) -> PutOutcome:
     return store.put_if_absent(key, data, sha256=sha(data))
 
 
-@pytest.fixture(params=["local", "moto", "seaweedfs"])
+@pytest.fixture(params=["memory", "local", "moto", "seaweedfs"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
     """Opens the same, at first empty, place each time, as another process would."""
     prefix = f"t/{uuid.uuid4().hex}"
+    if request.param == "memory":
+        one = MemoryObjectStore()
+        return lambda: one
     if request.param == "local":
         return lambda: LocalObjectStore(tmp_path / "lake")
     if request.param == "moto":

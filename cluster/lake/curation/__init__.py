@@ -1,0 +1,1 @@
+"""From raw segments to curated events, each once: a numbered plan, its execution, and the proof that it is done."""
