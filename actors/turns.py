@@ -1,22 +1,14 @@
-"""The turns of calls in one event loop: who has a place, and who begins next.
-
-A few calls begin in each round of the loop. Were it all that come, whoever comes next would wait in the loop behind all of
-their work, and there nobody has turns; so they wait in the queue, where each tenant has its own.
-"""
+"""The turns of calls in one event loop: who has a place, and who waits for one."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
 
 from cluster.errors import DeadlineExceededError, OverloadedError
 from cluster.limits.fair_queue import FairQueue
 from cluster.telemetry.metrics import Metrics
-
-# Enough to keep the loop busy, and little to wait for.
-A_ROUND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +25,6 @@ class Turns:
     def __init__(self, places: int, waiting: int, metrics: Metrics | None = None) -> None:
         """Have at most `places` calls under way and `waiting` waiting; where nothing may wait, one tenant may have all places."""
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(places, waiting, shared=waiting > 0)
-        self._a_round = A_ROUND if waiting else places
-        self._begun = 0
         self._metrics = metrics
 
     @property
@@ -52,9 +42,7 @@ class Turns:
 
         Raises OverloadedError at once when as many calls of the tenant wait as may, DeadlineExceededError after `left_s`.
         """
-        if self._begun < self._a_round and self._queue.enter(tenant):
-            self._begin()
-        else:
+        if not self._queue.enter(tenant):
             await self._wait(tenant, left_s)
         self._changed()
         return Place(tenant, time.monotonic_ns())
@@ -62,7 +50,8 @@ class Turns:
     def leave(self, place: Place) -> None:
         """Give the place back."""
         self._queue.leave(place.tenant, (time.monotonic_ns() - place.since_ns) // 1_000)
-        self._call_next()
+        while (turn := self._queue.next()) is not None:
+            turn.set_result(None)
         self._changed()
 
     async def _wait(self, tenant: str, left_s: float) -> None:
@@ -86,21 +75,6 @@ class Turns:
             if isinstance(e, TimeoutError):
                 raise DeadlineExceededError("The call's deadline passed while it waited for its turn.") from None
             raise
-
-    def _begin(self) -> None:
-        if not self._begun:
-            # After what is ready now, and before what comes meanwhile.
-            asyncio.get_running_loop().call_soon(self._next_round)
-        self._begun += 1
-
-    def _next_round(self) -> None:
-        self._begun = 0
-        self._call_next()
-
-    def _call_next(self) -> None:
-        while self._begun < self._a_round and (turn := self._queue.next()) is not None:
-            self._begin()
-            turn.set_result(None)
 
     def _changed(self) -> None:
         if self._metrics is not None:

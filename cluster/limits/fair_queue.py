@@ -37,10 +37,7 @@ class FairQueue(Generic[T]):
     """The places of one process; `T` is what stands for a call that waits."""
 
     def __init__(self, places: int, waiting: int, *, shared: bool = True) -> None:
-        """Have so many places and room for so many to wait beside; without `shared` one tenant may have all of them.
-
-        While places are empty more may wait, so many as would have them.
-        """
+        """Have so many places and room for so many to wait; without `shared` one tenant may have all of them."""
         self._places = places
         self._room = waiting
         self._share = SHARE if shared else places + waiting
@@ -64,10 +61,10 @@ class FairQueue(Generic[T]):
         return True
 
     def wait(self, tenant: str, item: T) -> int | None:
-        """Let `item` wait for a place, and return its ticket; None when the tenant has as much as it may of places and room."""
+        """Let `item` wait for a place, and return its ticket; None when the tenant has as much of the waiting room as it may."""
         known = self._tenants.get(tenant) or _Tenant()
-        free = self._places + self._room - self.running - self.waiting
-        if free <= 0 or known.running + len(known.waiting) >= max(1, self._share * free):
+        free = self._room - self.waiting
+        if free <= 0 or len(known.waiting) >= max(1, self._share * free):
             return None
         self._tenants[tenant] = self._turns[tenant] = known
         self._tickets += 1

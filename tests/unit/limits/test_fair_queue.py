@@ -127,7 +127,7 @@ class Turns(RuleBasedStateMachine):
     @invariant()
     def is_within_its_bounds(self) -> None:
         assert self.queue.running == self.running.total() <= PLACES
-        assert self.queue.waiting == sum(map(len, self.lines.values())) <= PLACES + ROOM - self.queue.running
+        assert self.queue.waiting == sum(map(len, self.lines.values())) <= ROOM
         busy = {t for t in TENANTS if self.running[t] or self.lines[t]}
         assert set(self.queue._tenants) == busy, "something is kept of a tenant that has gone"
         assert set(self.queue._turns) == {t for t in TENANTS if self.lines[t]}
