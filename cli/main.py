@@ -18,6 +18,7 @@ from cli import (
     logs,
     nodes,
     policy,
+    price,
     status,
     tenants,
     up,
@@ -48,6 +49,7 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(price.app, name="price")
 app.add_typer(gangs.app, name="gangs")
 app.command()(invoke.invoke)
 app.add_typer(job.app, name="job")

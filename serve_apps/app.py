@@ -23,6 +23,10 @@ from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
 from cluster.identity.authorization_server import AuthorizationServer
+from serve_apps.a2a import A2aMessage
+from serve_apps.a2a_routes import CARD as A2A_CARD
+from serve_apps.a2a_routes import PATH as A2A
+from serve_apps.a2a_routes import A2aRoutes
 from serve_apps.chat import ChatRequest
 from serve_apps.edge import Edge, Handler
 from serve_apps.exchange import Exchange
@@ -84,6 +88,7 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         redoc_url=None,
         redirect_slashes=False,
     )
+    a2a = A2aRoutes(edge)
     native, gangs, openai, tenancy = NativeRoutes(edge), GangRoutes(edge), OpenAIRoutes(edge), TenancyRoutes(edge)
     responses, response = ResponsesRoutes(edge), "/v1/responses/{response_id}"
     runs, run = RunRoutes(edge), "/api/v1/runs/{run_id}"
@@ -127,6 +132,8 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("DELETE", run, runs.delete_run, None, (200,)),
         ("GET", "/api/v1/webhooks/secret", runs.webhook_secret, None, (200,)),
         ("POST", MCP, McpRoutes(edge).message, McpMessage, (200, 202)),
+        ("POST", A2A, a2a.a2a_message, A2aMessage, (200,)),
+        ("GET", A2A_CARD, a2a.agent_card, None, (200,)),
         ("GET", "/api/v1/status", native.status, None, (200,)),
         ("GET", "/api/v1/limits", native.limits, None, (200,)),
         ("GET", "/health/live", native.live, None, (200,)),

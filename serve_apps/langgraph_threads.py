@@ -20,7 +20,7 @@ from cluster.identity.ids import uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.runs.run import Run, RunStatus
-from cluster.runs.run_store import Document
+from cluster.runs.run_store import Document, Which
 from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
 from serve_apps.langgraph import ThreadCount, ThreadCreate, ThreadHistory, ThreadPatch, ThreadSearch, refused
@@ -158,7 +158,7 @@ class LangGraphThreads:
     ) -> Sequence[Run]:
         conversation = thread.json["conversation"]
         return await self._edge.runs.list_runs(
-            principal, "langgraph", thread_id=conversation, status=status, after=after, limit=limit
+            principal, "langgraph", Which(thread_id=conversation, status=status), after=after, limit=limit
         )
 
     async def _clear(self, principal: Principal, thread: Document) -> None:

@@ -6,22 +6,22 @@ which the protocol keeps open.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from actors.wire import CallAnswer
 from cluster.errors import SovereignError
 from cluster.identity.ids import AgentId, Identifier
+from serve_apps.json_rpc import JsonRpcError, M, Message, Strict, checked
 
 # The revisions that begin with `initialize`, and those in which each request stands for itself.
 HANDSHAKE: Final = ("2025-03-26", "2025-06-18", "2025-11-25")
 STATELESS: Final = ("2026-07-28",)
 VERSIONS: Final = HANDSHAKE + STATELESS
 VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
-PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
-INTERNAL_ERROR, UNSUPPORTED_VERSION = -32603, -32022
+UNSUPPORTED_VERSION: Final = -32022
 _SERVER: Final = {"name": "sovereign", "title": "Sovereign", "version": "1"}
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
@@ -32,27 +32,8 @@ _OUTPUT: Final = {
 }
 
 
-class McpError(Exception):
-    """A message that can't be answered; becomes a JSON-RPC error."""
-
-    def __init__(self, code: int, message: str, data: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.data = data
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class McpMessage(_Strict):
-    """A request, or a notification when it has no id; an answer to a request of ours has no method, and we make none."""
-
-    jsonrpc: Literal["2.0"]
-    method: str = Field(min_length=1, max_length=100)
-    id: int | str | None = Field(None, description="Whole number or text; a notification has none.")
-    params: dict[str, Any] = Field(default_factory=dict)
+class McpMessage(Message):
+    """One message, which may say of itself how it wants to be taken."""
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -61,13 +42,13 @@ class McpMessage(_Strict):
         return meta if isinstance(meta, dict) else {}
 
 
-class ListParams(_Strict):
+class ListParams(Strict):
     """Parameters of tools/list."""
 
     cursor: AgentId | None = None
 
 
-class Arguments(_Strict):
+class Arguments(Strict):
     """Arguments of every tool."""
 
     text: str = Field(min_length=1, max_length=1_000_000, description="What to ask the agent.")
@@ -76,7 +57,7 @@ class Arguments(_Strict):
     )
 
 
-class CallParams(_Strict):
+class CallParams(Strict):
     """Parameters of tools/call."""
 
     name: str = Field(min_length=1, max_length=63)
@@ -86,32 +67,16 @@ class CallParams(_Strict):
 _INPUT: Final = Arguments.model_json_schema()
 
 
-def params_of(kind: type[Any], message: McpMessage) -> Any:
-    """Return the message's parameters as a `kind`; raises McpError that names each wrong field."""
-    return _checked(kind, {name: value for name, value in message.params.items() if name != "_meta"}, INVALID_PARAMS)
-
-
-def read_message(document: Any) -> McpMessage:
-    """Return the message; raises McpError for a batch, an answer, or what is no JSON-RPC."""
-    if isinstance(document, list):
-        raise McpError(INVALID_REQUEST, "Batches are not taken: send each message by itself.")
-    message: McpMessage = _checked(McpMessage, document, INVALID_REQUEST)
-    return message
-
-
-def _checked(kind: type[Any], document: Any, code: int) -> Any:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as e:
-        wrong = [f"{'.'.join(map(str, x['loc'])) or 'message'}: {x['msg']}" for x in e.errors(include_url=False)[:8]]
-        raise McpError(code, "; ".join(wrong)) from None
+def params_of(kind: type[M], message: McpMessage) -> M:
+    """Return the message's parameters as a `kind`; raises JsonRpcError that names each wrong field."""
+    return checked(kind, {name: value for name, value in message.params.items() if name != "_meta"})
 
 
 def check_version(header: str, message: McpMessage) -> None:
-    """Raise McpError when the request is of a revision that is not spoken here; without any it is of the oldest."""
+    """Raise JsonRpcError when the request is of a revision that is not spoken here; without any it is of the oldest."""
     asked = message.meta.get(VERSION_KEY, header)
     if message.method != "initialize" and asked and asked not in VERSIONS:
-        raise McpError(
+        raise JsonRpcError(
             UNSUPPORTED_VERSION,
             "This revision of the protocol is not spoken here.",
             {"supported": list(VERSIONS), "requested": str(asked)[:64]},
@@ -174,17 +139,6 @@ def tool_result(answer: CallAnswer, text: str) -> dict[str, Any]:
 def tool_failure(error: SovereignError) -> dict[str, Any]:
     """Return why an agent did not answer, for the model that called it to read."""
     return {"resultType": "complete", "content": [{"type": "text", "text": str(error)}], "isError": True}
-
-
-def answer_to(id_: int | str, result: dict[str, Any]) -> bytes:
-    """Return the JSON of an answer."""
-    return orjson.dumps({"jsonrpc": "2.0", "id": id_, "result": result})
-
-
-def error_to(id_: int | str | None, error: McpError) -> bytes:
-    """Return the JSON of an error; `id_` is None where the request's could not be read."""
-    said = {"code": error.code, "message": error.message} | ({"data": error.data} if error.data else {})
-    return orjson.dumps({"jsonrpc": "2.0", "id": id_, "error": said})
 
 
 def progress(token: int | str, so_far: int, piece: str) -> bytes:

@@ -16,16 +16,16 @@ from cluster.errors import AdmissionDeniedError, FieldError, NotFoundError, Sove
 from cluster.identity.ids import AgentId, uuid7
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
-from serve_apps import mcp
+from serve_apps import json_rpc, mcp
 from serve_apps.edge import Edge
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
-from serve_apps.mcp import McpError, McpMessage
+from serve_apps.json_rpc import MEDIA_TYPE, JsonRpcError, answer_to, error_to, read_message
+from serve_apps.mcp import McpMessage
 
 PATH: Final = "/mcp"
 SESSION: Final = "mcp-session-id"
 _PAGE: Final = 100
-_JSON: Final = "application/json"
 # A call as its client can name it again: the caller, the session, and the request's id as it was written.
 _Name = tuple[Principal, str, str]
 
@@ -45,12 +45,12 @@ class McpRoutes:
         body = await edge.body(request)
         message: McpMessage | None = None
         try:
-            message = mcp.read_message(parse_strict_json(body, max_bytes=edge.settings.max_body_bytes))
+            message = read_message(McpMessage, parse_strict_json(body, max_bytes=edge.settings.max_body_bytes))
             mcp.check_version(request.headers.get("mcp-protocol-version", ""), message)
             return await self._answered(request, exchange, principal, message)
-        except McpError as error:
-            status = 400 if error.code in (mcp.INVALID_REQUEST, mcp.UNSUPPORTED_VERSION) else 200
-            return Response(mcp.error_to(message.id if message else None, error), status_code=status, media_type=_JSON)
+        except JsonRpcError as error:
+            status = 400 if error.code in (json_rpc.INVALID_REQUEST, mcp.UNSUPPORTED_VERSION) else 200
+            return Response(error_to(message.id if message else None, error), status_code=status, media_type=MEDIA_TYPE)
 
     async def _answered(self, request: Request, exchange: Exchange, principal: Principal, message: McpMessage) -> Response:
         if message.id is None:
@@ -71,8 +71,8 @@ class McpRoutes:
         elif message.method == "tools/call":
             return await self._call(request, exchange, principal, message)
         else:
-            raise McpError(mcp.METHOD_NOT_FOUND, f"There is no method {message.method} here.")
-        return Response(mcp.answer_to(message.id, result), media_type=_JSON, headers=headers)
+            raise JsonRpcError(json_rpc.METHOD_NOT_FOUND, f"There is no method {message.method} here.")
+        return Response(answer_to(message.id, result), media_type=MEDIA_TYPE, headers=headers)
 
     async def _call(self, request: Request, exchange: Exchange, principal: Principal, message: McpMessage) -> Response:
         edge, id_ = self._edge, message.id
@@ -107,7 +107,7 @@ class McpRoutes:
         finally:
             if self._calls.get(name) is work:
                 del self._calls[name]
-        return Response(mcp.answer_to(id_, result), media_type=_JSON)
+        return Response(answer_to(id_, result), media_type=MEDIA_TYPE)
 
     async def _streamed(
         self, request: Request, exchange: Exchange, invocation: Invocation, message: McpMessage, token: int | str
@@ -132,7 +132,7 @@ class McpRoutes:
             result = mcp.tool_result(stream.answer, "".join(pieces))
         except SovereignError as error:
             result = mcp.tool_failure(self._edge.record(error, exchange, PATH))
-        yield _event(mcp.answer_to(message.id or 0, result))
+        yield _event(answer_to(message.id or 0, result))
 
     def _notified(self, request: Request, principal: Principal, message: McpMessage) -> None:
         """Heed what a client tells; what came to another gateway, or has ended, is as if it had not been said."""
@@ -157,8 +157,8 @@ def _origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _unknown(name: str) -> McpError:
-    return McpError(mcp.INVALID_PARAMS, f"There is no tool {name}; tools/list says which there are.")
+def _unknown(name: str) -> JsonRpcError:
+    return JsonRpcError(json_rpc.INVALID_PARAMS, f"There is no tool {name}; tools/list says which there are.")
 
 
 def _event(data: bytes) -> bytes:

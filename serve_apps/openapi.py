@@ -21,6 +21,7 @@ from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
 from serve_apps import langgraph, langgraph_table
+from serve_apps.a2a import A2aMessage
 from serve_apps.chat import ChatRequest
 from serve_apps.mcp import McpMessage
 from serve_apps.native_routes import IF_MATCH_PATTERN
@@ -31,6 +32,7 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     ChatRequest,
     ResponseRequest,
     McpMessage,
+    A2aMessage,
     RegistrationRequest,
     GangRequest,
     TenantRequest,
@@ -256,10 +258,8 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         done = {"text/event-stream": {"schema": {"type": "string", "description": "LangGraph's events, each with an id."}}}
     if name == "follow_run":
         done = {"text/event-stream": {"schema": {"type": "string", "description": "`text` events, then one `end`."}}}
-    if body is McpMessage:
-        done["text/event-stream"] = {
-            "schema": {"type": "string", "description": "Progress, then the answer, for who asks for it."}
-        }
+    if body in (McpMessage, A2aMessage):
+        done["text/event-stream"] = {"schema": {"type": "string", "description": "What comes until the end, if asked for."}}
         # JSON-RPC has errors of its own, beside those of HTTP.
         problem["application/json"] = {"schema": {"type": "object"}}
     extra: dict[str, Any] = {

@@ -15,6 +15,7 @@ from cluster.identity.ids import AgentId, Identifier
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.runs.run import RunStatus
+from cluster.runs.run_store import Which
 from serve_apps.edge import Edge, until_gone
 from serve_apps.event_stream import EventStream
 from serve_apps.exchange import Exchange
@@ -83,8 +84,10 @@ class RunRoutes:
         runs = await self._edge.runs.list_runs(
             principal,
             "native",
-            thread_id=Identifier.parse(thread_id, "thread_id") if thread_id else None,
-            status=RunStatus(status) if status else None,
+            Which(
+                thread_id=Identifier.parse(thread_id, "thread_id") if thread_id else None,
+                status=RunStatus(status) if status else None,
+            ),
             after=query.get("after", ""),
             limit=limit,
         )

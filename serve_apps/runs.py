@@ -22,7 +22,7 @@ from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import is_alive
 from cluster.journal.writer import JournalWriter
 from cluster.runs.run import Kind, Multitask, Run, RunEvent, RunStatus
-from cluster.runs.run_store import RunStore
+from cluster.runs.run_store import RunStore, Which
 from cluster.runs.webhook import WebhookSecrets
 from cluster.settings import Settings
 from serve_apps.run_carrier import RunCarrier
@@ -30,6 +30,7 @@ from serve_apps.run_documents import RunDocuments
 from serve_apps.run_records import RunRecords
 from serve_apps.webhooks import Webhooks
 
+ANY: Final = Which()
 # Events that are read at once.
 _PAGE: Final = 256
 # The fields of an Invocation that a run has as its own.
@@ -146,22 +147,17 @@ class Runs(RunDocuments):
         return await self._records.read(self._store.glance, str(principal.tenant), run_id)
 
     async def list_runs(
-        self,
-        principal: Principal,
-        kind: Kind,
-        *,
-        thread_id: str | None = None,
-        status: RunStatus | None = None,
-        after: str = "",
-        limit: int = 100,
+        self, principal: Principal, kind: Kind, which: Which = ANY, *, after: str = "", limit: int = 100
     ) -> Sequence[Run]:
         """Return the tenant's runs of a kind, the newest first, those older than the run `after`.
 
         They are fewer than `limit` also where they are large: what is empty is the end.
         """
-        return await self._records.read(
-            self._store.list_runs, str(principal.tenant), kind, thread_id=thread_id, status=status, after=after, limit=limit
-        )
+        return await self._records.read(self._store.list_runs, str(principal.tenant), kind, which, after=after, limit=limit)
+
+    async def count_runs(self, principal: Principal, kind: Kind, which: Which) -> int:
+        """Return how many such runs the tenant has."""
+        return await self._records.read(self._store.count_runs, str(principal.tenant), kind, which)
 
     async def wait(self, principal: Principal, run_id: str, *, cancel_on_disconnect: bool | None = None) -> Run:
         """Return the run when it has ended.

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from cluster.admission.catalog import Catalog
+from cluster.admission.strict_yaml import parse_strict_yaml
 from cluster.errors import ConfigurationError, FieldError
 
 _MAX_FILE_BYTES: Final = 1 << 20
@@ -79,22 +80,9 @@ def bundle_of(files: Mapping[str, bytes], source: str) -> PolicyBundle:
     )
 
 
-class _StrictLoader(yaml.CSafeLoader):
-    """Safe YAML in which a key can stand only once in a mapping."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping; raises a YAMLError for a key that stands twice."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _yaml(path: str, text: str) -> Any:
     try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506  # a SafeLoader
+        return parse_strict_yaml(text)
     except yaml.YAMLError as e:
         raise ConfigurationError(f"The policy file {path} is not YAML that can be taken: {e}") from None
 

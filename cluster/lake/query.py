@@ -5,7 +5,7 @@ Analysts read the same files with their own tools: docs/analysts.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from pyarrow import fs
 from cluster.errors import ConfigurationError, FieldError, InvalidRequestError, StorageError
 from cluster.journal.fact import Stream
 from cluster.lake.layout import raw_prefix
-from cluster.lake.schema import SCHEMAS
+from cluster.lake.schema import SCHEMAS, USAGE
 from cluster.settings import Settings
 
 MAX_LIMIT = 1_000_000
@@ -37,6 +37,21 @@ where (kind <> 'lost' or reservation_id not in (select reservation_id from once 
   and ($since is null or event_time >= $since)
 order by event_time desc, event_id desc
 limit $limit
+"""
+
+# What was used in a period, each event once; a loss counts only where no end was found.
+_QUANTITIES = """
+with once as (
+    select * from raw
+    qualify row_number() over (partition by event_id order by ingest_time, writer_id, writer_epoch, writer_seq) = 1
+)
+select tenant_id, project_id, agent_id, model,
+       count(distinct invocation_id) filter (where kind in ('final', 'lost')) as calls,
+       {sums}
+from once
+where billable and event_time >= $begin and event_time < $end and ($tenant_id is null or tenant_id = $tenant_id)
+  and (kind <> 'lost' or reservation_id not in (select reservation_id from once where kind = 'final'))
+group by all order by all
 """
 
 _AUDIT = """
@@ -65,7 +80,7 @@ def usage_rows(
     without usage has no rows. Raises StorageError when the lake cannot be read, InvalidRequestError for a bad limit.
     """
     values = {"tenant_id": tenant_id, "agent_id": agent_id, "invocation_id": invocation_id, "since": since}
-    return _rows(settings, Stream.USAGE, _USAGE, values, limit)
+    return _newest(settings, Stream.USAGE, _USAGE, values, limit)
 
 
 def audit_rows(
@@ -77,7 +92,21 @@ def audit_rows(
     limit: int = 1_000,
 ) -> list[dict[str, Any]]:
     """Return audit events as dictionaries of the lake's columns, newest first; see `usage_rows`."""
-    return _rows(settings, Stream.AUDIT, _AUDIT, {"tenant_id": tenant_id, "action": action, "since": since}, limit)
+    return _newest(settings, Stream.AUDIT, _AUDIT, {"tenant_id": tenant_id, "action": action, "since": since}, limit)
+
+
+def usage_quantities(
+    settings: Settings, begin: datetime, end: datetime, columns: Sequence[str], *, tenant_id: str | None = None
+) -> list[dict[str, Any]]:
+    """Return what was used from `begin` until and without `end`, by tenant, project, agent and model, in that order.
+
+    Each row has `calls` and the sum of each of `columns`, which are whole numbers of the lake's. Raises StorageError.
+    """
+    sums = ", ".join(f"sum({USAGE.field(name).name}) as {name}" for name in columns)
+    values = {"begin": begin, "end": end, "tenant_id": tenant_id}
+    rows = _rows(settings, Stream.USAGE, _QUANTITIES.format(sums=sums), values)
+    # DuckDB sums to 128 bits, which Arrow has as decimals.
+    return [{name: int(value) if name in columns else value for name, value in row.items()} for row in rows]
 
 
 @contextmanager
@@ -90,13 +119,17 @@ def raw_relation(settings: Settings, stream: Stream) -> Iterator[duckdb.DuckDBPy
         yield con
 
 
-def _rows(settings: Settings, stream: Stream, sql: str, values: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+def _newest(settings: Settings, stream: Stream, sql: str, values: dict[str, Any], limit: int) -> list[dict[str, Any]]:
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequestError("No rows can be asked for so.", errors=[FieldError("limit", f"must be 1 to {MAX_LIMIT}")])
+    return _rows(settings, stream, sql, values | {"limit": limit})
+
+
+def _rows(settings: Settings, stream: Stream, sql: str, values: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         with raw_relation(settings, stream) as con:
             # Through Arrow: DuckDB's own fetch wants pytz for times with a zone.
-            found = con.sql(sql, params=values | {"limit": limit}).to_arrow_table().to_pylist()
+            found = con.sql(sql, params=values).to_arrow_table().to_pylist()
             return [{name: _as_utc(value) for name, value in row.items()} for row in found]
     except (duckdb.Error, OSError) as e:
         raise StorageError(f"The lake at {settings.lake} could not be read: {e}.") from e

@@ -58,6 +58,17 @@ class Document:
     updated_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which runs are asked for; None is any."""
+
+    thread_id: str | None = None
+    status: RunStatus | None = None
+    agent_id: str | None = None
+    # Microseconds since 1970 UTC, exclusive.
+    updated_after_us: int | None = None
+
+
 class RunStore(DeliveryStore, Protocol):
     """Runs, their events, and small documents, each under a tenant. Blocks: for threads. Fails closed.
 
@@ -107,13 +118,15 @@ class RunStore(DeliveryStore, Protocol):
         """Return a run's status and the number of its last event, for whoever asks often; raises NotFoundError."""
         ...
 
-    def list_runs(
-        self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
-    ) -> Sequence[Run]:
-        """Return runs of a kind (and thread, and status), the newest first, those older than `after`.
+    def list_runs(self, tenant: str, kind: str, which: Which, *, after: str, limit: int) -> Sequence[Run]:
+        """Return runs of a kind, the newest first, those older than `after`.
 
         They are fewer than `limit` also where they are large: what is empty is the end.
         """
+        ...
+
+    def count_runs(self, tenant: str, kind: str, which: Which) -> int:
+        """Return how many there are."""
         ...
 
     def delete(self, tenant: str, run_id: str) -> None:

@@ -53,6 +53,7 @@ _RESULT: Final = ("answer", "finish_reason", "model", "usage", "output", "error"
 REQUEST: Final = tuple(f.name for f in fields(Run) if f.name not in _COLUMNS + _RESULT)
 SELECT: Final = """SELECT r.run_id, r.tenant, r.kind, r.thread_id, r.status, r.owner, r.cancel, r.updated_us, r.events,
 q.json, s.json FROM runs r JOIN requests q USING (number) LEFT JOIN results s USING (number) WHERE """
+COUNT: Final = "SELECT count(*) FROM runs r JOIN requests q USING (number) WHERE "
 # A run that was rolled back is there for nobody any more.
 SHOWN: Final = "NOT (r.cancel = 2 AND r.open = 0)"
 CLAIMABLE: Final = """SELECT number FROM (

@@ -12,13 +12,14 @@ import orjson
 from cluster.clock import Clock, SystemClock
 from cluster.errors import ConflictError, OverloadedError
 from cluster.runs.run import Multitask, Run, RunLostError, RunStatus, ThreadBusyError
-from cluster.runs.run_store import Bounds, Change, Taken
+from cluster.runs.run_store import Bounds, Change, Taken, Which
 from cluster.runs.sqlite_deliveries import SqliteDeliveries
 from cluster.runs.sqlite_documents import SqliteDocuments
 from cluster.runs.sqlite_events import SqliteEvents
 from cluster.runs.sqlite_file import SqliteFile
 from cluster.runs.sqlite_rows import (
     CLAIMABLE,
+    COUNT,
     REQUEST,
     SCHEMA,
     SELECT,
@@ -153,20 +154,22 @@ class SqliteRunStore(SqliteDocuments, SqliteEvents, SqliteDeliveries):
             raise missing()
         return RunStatus(row[0]), row[1]
 
-    def list_runs(
-        self, tenant: str, kind: str, *, thread_id: str | None, status: RunStatus | None, after: str, limit: int
-    ) -> Sequence[Run]:
+    def list_runs(self, tenant: str, kind: str, which: Which, *, after: str, limit: int) -> Sequence[Run]:
         """Return runs of a kind, the newest first, those older than `after`."""
-        wanted, values = f"r.tenant = ? AND r.kind = ? AND {SHOWN}", [tenant, kind]
-        for clause, value in (("r.thread_id = ?", thread_id), ("r.status = ?", status)):
-            if value is not None:
-                wanted, values = f"{wanted} AND {clause}", [*values, str(value)]
+        wanted, values = _chosen(tenant, kind, which)
         if after:
             wanted += " AND r.number < (SELECT number FROM runs WHERE run_id = ? AND tenant = ?)"
             values += [after, tenant]
         with self._file.reading() as connection:
             rows = connection.execute(f"{SELECT}{wanted} ORDER BY r.number DESC LIMIT ?", (*values, max(0, limit)))
             return list(_page(rows, self._bounds.page_bytes))
+
+    def count_runs(self, tenant: str, kind: str, which: Which) -> int:
+        """Return how many there are."""
+        wanted, values = _chosen(tenant, kind, which)
+        with self._file.reading() as connection:
+            found = connection.execute(f"{COUNT}{wanted}", values).fetchone()
+        return int(found[0])
 
     def delete(self, tenant: str, run_id: str) -> None:
         """Remove a run that has ended; raises NotFoundError, ConflictError."""
@@ -227,6 +230,21 @@ class SqliteRunStore(SqliteDocuments, SqliteEvents, SqliteDeliveries):
             if multitask == "reject":
                 raise ThreadBusyError(f"The thread {run.thread_id} is busy with run {other}.", hint="Wait for it or cancel it.")
             cancel(connection, read(connection, "r.run_id = ?", (other,)), 2 if multitask == "rollback" else 1, run.created_us)
+
+
+def _chosen(tenant: str, kind: str, which: Which) -> tuple[str, list[Any]]:
+    """Return the condition and its values."""
+    wanted, values = f"r.tenant = ? AND r.kind = ? AND {SHOWN}", list[Any]((tenant, kind))
+    chosen = (
+        ("r.thread_id = ?", which.thread_id),
+        ("r.status = ?", which.status),
+        ("json_extract(CAST(q.json AS TEXT), '$.agent_id') = ?", which.agent_id),
+        ("r.updated_us > ?", which.updated_after_us),
+    )
+    for clause, value in chosen:
+        if value is not None:
+            wanted, values = f"{wanted} AND {clause}", [*values, value]
+    return wanted, values
 
 
 def _page(rows: Iterable[tuple[Any, ...]], most_bytes: int) -> Iterator[Run]:

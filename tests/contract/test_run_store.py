@@ -23,7 +23,7 @@ from cluster.errors import (
 )
 from cluster.identity.ids import uuid7
 from cluster.runs.run import Run, RunStatus, ThreadBusyError
-from cluster.runs.run_store import Bounds, RunStore
+from cluster.runs.run_store import Bounds, RunStore, Which
 from cluster.runs.sqlite_run_store import SqliteRunStore
 
 BOUNDS = Bounds(unfinished=5, ended=3, keep_us=1_000_000, documents=3, document_bytes=100, event_bytes=10, page_bytes=3_000)
@@ -103,7 +103,7 @@ def test_another_tenants_run_is_there_for_nobody_else(store: RunStore) -> None:
     claimed(store)
     store.append_event(run.run_id, "x")
     assert store.events("rival", run.run_id, 0, 10) == []
-    assert store.list_runs("rival", "native", thread_id=None, status=None, after="", limit=10) == []
+    assert store.list_runs("rival", "native", Which(), after="", limit=10) == []
 
 
 def test_runs_of_a_thread_take_turns(store: RunStore) -> None:
@@ -136,7 +136,7 @@ def test_a_run_may_end_those_before_it(store: RunStore, strategy: str) -> None:
     assert claimed(store) == []
     ended(store, running.run_id, RunStatus.CANCELLED)
     assert claimed(store) == [new.run_id]
-    shown = [r.run_id for r in store.list_runs("acme", "native", thread_id="t", status=None, after="", limit=9)]
+    shown = [r.run_id for r in store.list_runs("acme", "native", Which(thread_id="t"), after="", limit=9)]
     if strategy == "interrupt":
         assert shown == [new.run_id, waiting.run_id, running.run_id]
         assert store.get("acme", waiting.run_id).status is RunStatus.CANCELLED
@@ -217,7 +217,7 @@ def test_what_is_kept_is_bounded(store: RunStore) -> None:
         store.append_event(run.run_id, "x")
         store.end(run.run_id, RunStatus.SUCCESS, run.created_us + at)
     assert store.prune(CLOCK.now_us()) == 2
-    left = [r.run_id for r in store.list_runs("acme", "native", thread_id=None, status=None, after="", limit=9)]
+    left = [r.run_id for r in store.list_runs("acme", "native", Which(), after="", limit=9)]
     assert left == [r.run_id for r in reversed(runs[2:])]
     assert store.prune(CLOCK.now_us() + 2_000_000) == 3
     assert store.events("acme", runs[4].run_id, 0, 9) == []
@@ -235,16 +235,20 @@ def test_lists_have_pages(store: RunStore) -> None:
     runs = [created(store, thread_id=f"t{i % 2}") for i in range(4)]
     claimed(store, limit=1)
 
-    def ids(**by: Any) -> list[int]:
-        chosen = {"thread_id": None, "status": None, "after": "", "limit": 2} | by
-        return [[r.run_id for r in runs].index(r.run_id) for r in store.list_runs("acme", "native", **chosen)]
+    def ids(after: str = "", limit: int = 2, **by: Any) -> list[int]:
+        found = store.list_runs("acme", "native", Which(**by), after=after, limit=limit)
+        return [[r.run_id for r in runs].index(r.run_id) for r in found]
 
     assert ids() == [3, 2]
     assert ids(after=runs[2].run_id) == [1, 0]
     assert ids(thread_id="t0") == [2, 0]
     assert ids(status=RunStatus.RUNNING) == [0]
+    assert ids(agent_id=runs[0].agent_id, limit=9) == [3, 2, 1, 0]
+    assert ids(agent_id="another") == []
+    assert ids(updated_after_us=runs[1].updated_us + 10**9) == []
+    assert [store.count_runs("acme", "native", Which(thread_id=t)) for t in ("t0", "t1", "t2", None)] == [2, 2, 0, 4]
     large = created(store, messages=[{"role": "user", "content": "x" * 3_000}])
-    assert [r.run_id for r in store.list_runs("acme", "native", thread_id=None, status=None, after="", limit=9)] == [large.run_id]
+    assert [r.run_id for r in store.list_runs("acme", "native", Which(), after="", limit=9)] == [large.run_id]
 
 
 def test_only_what_has_ended_is_deleted(store: RunStore) -> None:

@@ -32,6 +32,8 @@ ROUTES = [
     ("GET", "/v1/models/{model}"),
     ("POST", "/v1/responses"),
     ("POST", "/mcp"),
+    ("POST", "/a2a/{agent_id}"),
+    ("GET", "/a2a/{agent_id}/.well-known/agent-card.json"),
     ("GET", "/v1/responses/{response_id}"),
     ("DELETE", "/v1/responses/{response_id}"),
     ("POST", "/v1/responses/{response_id}/cancel"),

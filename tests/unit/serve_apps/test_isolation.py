@@ -56,6 +56,8 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "POST /v1/responses/{response_id}/cancel": ({}, None),
     "DELETE /v1/responses/{response_id}": ({}, None),
     "POST /mcp": ({}, CALL_TOOL),
+    "POST /a2a/{agent_id}": ({}, {"jsonrpc": "2.0", "id": 1, "method": "ListTasks"}),
+    "GET /a2a/{agent_id}/.well-known/agent-card.json": ({}, None),
     "POST /api/v1/agents": ({}, AGENT | {"agent_id": "<agent_id>"}),
     "GET /api/v1/agents": ({}, None),
     "GET /api/v1/agents/{agent_id}": ({}, None),
