@@ -191,6 +191,13 @@ class GovernanceActor:
         return bounds_to_json(await self._run(partial(self._registrar.tenant_bounds, TenantId(tenant))))
 
     @_answered
+    async def caller_terms(self, tenant: str, scope: str, name: str) -> dict[str, Any]:
+        """Return what bounds the calls of a project or key beside its tenant's plan; for the limiter."""
+        await self._prepared()
+        terms = await self._run(partial(self._registrar.tenancy.allowances.terms, tenant, scope, name))
+        return terms.to_json()
+
+    @_answered
     async def list(self, principal: str, after: str, limit: int) -> dict[str, Any]:
         """Return up to `limit` agents of the caller's tenant with ids after `after`."""
         await self._prepared()

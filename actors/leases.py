@@ -9,25 +9,28 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from ray.exceptions import RayError
 
+from actors.callers import TERMS_S, Caller, Callers
 from actors.ray_actors import Handle, find
 from cluster import wiring
 from cluster.agents.budget import Budget
 from cluster.clock import SystemClock
 from cluster.errors import SovereignError, StorageError, UnavailableError, from_problem
 from cluster.identity.ids import uuid7
+from cluster.limits.callers import Rate
 from cluster.limits.lease import Exchange, Holder
 from cluster.limits.lease_journal import LeaseJournal
 from cluster.limits.limiter import NAME, Answer, UnknownHolderError
 from cluster.limits.rate_leases import RateLeases
 from cluster.limits.refusals import BudgetExceededError, refusal
-from cluster.limits.terms import Terms, prompt_bytes
+from cluster.limits.terms import Bound, Terms, accounts_of, prompt_bytes
 from cluster.limits.worst_case import MODEL_CALLS
 from cluster.settings import Settings
 
@@ -41,8 +44,6 @@ WAIT_S: Final = 1.0
 # Between two exchanges while calls wait, and while something is to be reported and none does.
 SHORT_S: Final = 0.02
 REPORT_S: Final = 0.25
-# How long terms are believed before they are asked for again, beside the calls.
-TERMS_S: Final = 5.0
 # How often the limiter is asked what became of calls of which nothing was heard.
 FATES_S: Final = 0.5
 # After which leases that nobody draws on are given back.
@@ -69,6 +70,7 @@ class Reservation:
 class _Known:
     terms: Terms
     stale_at: float
+    rates: tuple[Rate, ...]
     accounts: tuple[tuple[str, str], ...] = ()
     # When one of the accounts' windows ends, in microseconds since 1970 UTC.
     until_us: int = 0
@@ -104,6 +106,7 @@ class Leases:
         self._opening: asyncio.Lock = asyncio.Lock()
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, asyncio.Task[_Known]] = {}
+        self._callers = Callers(partial(self._call, "caller_terms"), self._rebound)
         self._rates = RateLeases()
         self._waiting: list[_Waiter] = []
         self._wake = asyncio.Event()
@@ -124,18 +127,19 @@ class Leases:
             known = await self._begin(agent)
         elif known.stale_at < time.monotonic():
             self._ask_terms(agent)
+        caller = await self._callers.of(invocation.principal)
         now_us = self._clock.now_us()
         if now_us >= known.until_us:
-            known.accounts, known.until_us = known.terms.accounts(now_us)
+            known.accounts, known.until_us = accounts_of(known.terms.bounds, now_us)
         try:
-            return await self._reserve(known, invocation, MODEL_CALLS)
+            return await self._reserve(known, caller, invocation, MODEL_CALLS)
         except BudgetExceededError:
             if not known.terms.tools:
                 raise
             # An agent with tools may take many steps and mostly takes few: it gets what its first one needs.
-            return await self._reserve(known, invocation, 1)
+            return await self._reserve(known, caller, invocation, 1)
 
-    async def _reserve(self, known: _Known, invocation: Invocation, steps: int) -> Reservation:
+    async def _reserve(self, known: _Known, caller: Caller, invocation: Invocation, steps: int) -> Reservation:
         tenant = str(invocation.principal.tenant)
         cost = known.terms.at_most(
             prompt_bytes(invocation.messages) + _beside(invocation),
@@ -145,11 +149,14 @@ class Leases:
             # An answer of another form than was asked for is asked for once more.
             asked_twice=invocation.response_schema is not None,
             steps=steps,
+            units=caller.terms.units,
         )
         by_unit = {"tokens": cost.tokens, "micro_usd": cost.micro_usd, "calls": 1}
-        amounts = {name: by_unit[unit] for name, unit in known.accounts if by_unit[unit]}
-        until_us = self._clock.now_us() + int(invocation.deadline_s * 1e6)
-        rates = self._rates.needed(tenant, known.terms, cost.tokens)
+        now_us = self._clock.now_us()
+        accounts = known.accounts + caller.accounts(now_us)
+        amounts = {name: by_unit[unit] for name, unit in accounts if by_unit[unit]}
+        until_us = now_us + int(invocation.deadline_s * 1e6)
+        rates = self._rates.needed(known.rates + caller.terms.rates, cost.tokens)
         reservation = Reservation(uuid7(), cost, f"{tenant}.{invocation.agent_id}", until_us, amounts, rates)
         if not self._take(reservation):
             await self._wait_for(reservation)
@@ -168,15 +175,15 @@ class Leases:
         else:
             self._close(reservation, {}, None)
 
-    def use(self, tenant: str) -> list[dict[str, str | int]]:
-        """Return what this process knows of a tenant's accounts: the bound, and what was used of it when the limiter said so."""
+    def use(self, shown: Callable[[str], bool]) -> dict[str, list[dict[str, str | int]]]:
+        """Return what this process knows of the accounts and rates whose name is `shown`, as the limiter said last."""
         leases = self._holder.leases if self._holder is not None else {}
-        mine = (f"tenant.{tenant}.", f"agent.{tenant}.")
-        return [
+        accounts: list[dict[str, str | int]] = [
             {"account": name, "limit": lease.bound, "used": lease.used, "left": max(0, lease.bound - lease.used)}
             for name, lease in sorted(leases.items())
-            if lease.heard and name.startswith(mine)
+            if lease.heard and shown(name)
         ]
+        return {"accounts": accounts, "rates": self._rates.use(shown)}
 
     def headers(self, tenant: str) -> dict[str, str]:
         """Return the RateLimit headers (IETF draft) of a tenant: its rate, and what this process has left of it now."""
@@ -246,7 +253,9 @@ class Leases:
         finally:
             self._waiting.remove(waiter)
         holder, away = self._holder, "The limiter does not answer, and this process has too little left for the call."
-        error = refusal(holder, reservation.amounts, final=True) if holder is not None else None
+        # The account that is spent, before one that was only not refilled for the call's sake.
+        why = (refusal(holder, reservation.amounts, final=final) for final in (False, True)) if holder is not None else ()
+        error = next(filter(None, why), None)
         raise error or self._rates.refusal(reservation.rates) or UnavailableError(away, hint="Retry.", retry_after_s=1)
 
     def _serve(self) -> None:
@@ -299,10 +308,17 @@ class Leases:
             if e.status == 404:
                 self._known.pop(agent, None)
             raise
+        self._rebound(terms.bounds)
         while len(self._known) >= MAX_TERMS:
             del self._known[next(iter(self._known))]
-        known = self._known[agent] = _Known(terms, time.monotonic() + TERMS_S)
+        rate = Rate(f"tenant.{tenant}", terms.requests_per_minute, terms.tokens_per_minute)
+        known = self._known[agent] = _Known(terms, time.monotonic() + TERMS_S, (rate,))
         return known
+
+    def _rebound(self, bounds: Sequence[Bound]) -> None:
+        if self._holder is not None:
+            names, _ = accounts_of(bounds, self._clock.now_us())
+            self._holder.rebound({name: bound.amount for (name, _), bound in zip(names, bounds, strict=True)})
 
     async def _exchange_for_ever(self) -> None:
         idle_at = time.monotonic() + IDLE_S

@@ -23,13 +23,14 @@ import orjson
 from actors.directory import Governance
 from actors.ray_actors import Handle, create
 from cluster import wiring
-from cluster.agents.budget import Budget
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.clock import SystemClock
 from cluster.coordination.epochs import next_epoch
 from cluster.errors import IntegrityError, NotFoundError, SovereignError
 from cluster.journal.journal_id import JournalId
 from cluster.journal.reader import is_alive
 from cluster.limits.account import AccountId, Held
+from cluster.limits.callers import NO_TERMS, OWNER_SCOPES, CallerTerms
 from cluster.limits.fates import Fates
 from cluster.limits.lease_journal import replay
 from cluster.limits.limiter import NAME, Answer, HolderRow, Limiter, Report
@@ -71,6 +72,7 @@ class LimiterActor:
         self._governance = governance or Governance()
         self._terms: dict[tuple[str, str], tuple[Terms, float]] = {}
         self._tenants: dict[str, tuple[tuple[Bound, ...], float]] = {}
+        self._callers: dict[tuple[str, str, str], tuple[CallerTerms, float]] = {}
         self._buckets: dict[str, TokenBucket] = {}
         self._called: dict[int, set[str]] = {}
         self._watching: dict[int, asyncio.Event] = {}
@@ -103,6 +105,14 @@ class LimiterActor:
 
         async def found() -> Any:
             return (await self._terms_of(tenant, agent_id)).to_json()
+
+        return await self._answer(found())
+
+    async def caller_terms(self, tenant: str, owners: list[tuple[str, str]]) -> bytes:
+        """Return what bounds the calls of these owners (project, key) of a tenant together, beside what bounds the agent's."""
+
+        async def found() -> Any:
+            return sum(await asyncio.gather(*(self._caller_terms(tenant, s, n) for s, n in owners)), NO_TERMS).to_json()
 
         return await self._answer(found())
 
@@ -172,15 +182,25 @@ class LimiterActor:
         taken = bucket.take(least, min(most, max(least, bucket.per_minute // 60)), now_us)
         return [taken, 0 if taken else bucket.wait_us(least, now_us)]
 
-    async def _bound(self, name: str) -> int:
+    async def _bound(self, account_name: str) -> int:
         """Return the bound of an account; 0 when it has none any more, so that nothing more is granted."""
-        account = AccountId.parse(name)
-        tenant, _, agent = account.owner.partition(".")
+        account = AccountId.parse(account_name)
+        tenant, _, name = account.owner.partition(".")
         try:
-            bounds = (await self._terms_of(tenant, agent)).bounds if agent else await self._tenant_bounds(tenant)
+            if account.scope in OWNER_SCOPES:
+                bound = bound_of((await self._caller_terms(tenant, account.scope, name)).bounds, account)
+                # Taken away on purpose; holders that have not heard of it refuse nothing for it.
+                return MAX_BUDGET if bound is None else bound
+            bounds = (await self._terms_of(tenant, name)).bounds if name else await self._tenant_bounds(tenant)
         except NotFoundError:
             return 0
         return bound_of(bounds, account) or 0
+
+    async def _caller_terms(self, tenant: str, scope: str, name: str) -> CallerTerms:
+        def asked() -> Any:
+            return self._governance.call("caller_terms", tenant, scope, name, timeout_s=5.0)
+
+        return await _known(self._callers, (tenant, scope, name), asked, CallerTerms.from_json)
 
     async def _terms_of(self, tenant: str, agent_id: str) -> Terms:
         def asked() -> Any:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import typer
 
+from cli.allowance import Budget, Limit, Unbounded, body_of, required, text_of
 from cli.http import ApiClient
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT, table
@@ -51,6 +52,8 @@ def make(
     expires_days: Annotated[
         int | None, typer.Option(min=1, help="Its life in days [default: without end].", show_default=False)
     ] = None,
+    budget: Budget = None,
+    limit: Limit = None,
     tenant: Tenant = None,
     home: Home = None,
     as_json: Json = False,
@@ -63,11 +66,28 @@ def make(
         "tenant_id": tenant,
         "project_id": project,
         "expires_in_s": expires_days and expires_days * DAY_S,
-    }
+    } | body_of(budget, limit)
     with ApiClient(settings_of(home)) as api:
         made = api.request("POST", "/api/v1/keys", body={k: v for k, v in body.items() if v is not None})
     OUTPUT.note("The key is kept nowhere: store it now.")
     OUTPUT.result(made, lambda console: console.print(made["key"], markup=False, highlight=False, soft_wrap=True))
+
+
+@app.command("limit")
+def bound(
+    key_id: KeyId,
+    budget: Budget = None,
+    limit: Limit = None,
+    none: Unbounded = False,
+    tenant: Tenant = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Set what a key may spend (--budget) or how fast (--limit); it takes the place of all that was set of that."""
+    body = required(body_of(budget, limit, none=none))
+    with ApiClient(settings_of(home)) as api:
+        changed = api.request("PATCH", _path(key_id), body=body, params={"tenant_id": tenant})
+    OUTPUT.result(changed, lambda console: console.print(f"{key_id}: {text_of(changed)}", markup=False, highlight=False))
 
 
 @app.command()
@@ -103,7 +123,7 @@ def _render(console: Console, page: dict[str, Any]) -> None:
     if not page["keys"]:
         console.print("There is no key.")
         return
-    columns = ["key", "ends in", "name", "role", "project", "state", "made", "expires"]
+    columns = ["key", "ends in", "name", "role", "project", "state", "made", "expires", "bounds"]
     rows = [
         [
             key["key_id"],
@@ -114,6 +134,7 @@ def _render(console: Console, page: dict[str, Any]) -> None:
             key["state"],
             key["created_at"][:10],
             (key["expires_at"] or "never")[:10],
+            text_of(key),
         ]
         for key in page["keys"]
     ]

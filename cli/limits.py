@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 
 
 def limits(home: Home = None, as_json: Json = False) -> None:
-    """Show what is used and left of the tenant's and its agents' budgets, as far as the gateway that answers has asked."""
+    """Show what is used and left of the tenant's budgets and rates, as far as the gateway that answers has asked."""
     with ApiClient(settings_of(home)) as api:
         found = api.request("GET", "/api/v1/limits")
-    OUTPUT.result(found, lambda console: _render(console, found["accounts"]))
+    OUTPUT.result(found, lambda console: _render(console, found))
 
 
-def _render(console: Console, accounts: list[dict[str, Any]]) -> None:
+def _render(console: Console, found: dict[str, Any]) -> None:
+    accounts = found["accounts"]
     if not accounts:
         console.print("This gateway has not needed any budget yet.")
         return
     columns = ["account", "limit", "used", "left"]
     console.print(table(columns, [[a[c] for c in columns] for a in accounts], right=columns[1:]))
+    if rates := found["rates"]:
+        columns = ["rate", "per_minute", "left"]
+        console.print(table(columns, [[r[c] for c in columns] for r in rates], right=columns[1:]))

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import typer
 
+from cli.allowance import Budget, Limit, Unbounded, body_of, required, text_of
 from cli.http import ApiClient
 from cli.options import Home, Json, settings_of
 from cli.output import OUTPUT, table
@@ -78,13 +79,30 @@ def projects(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """List a tenant's projects, or make one more."""
+    """List a tenant's projects with what bounds them, or make one more."""
     with ApiClient(settings_of(home)) as api:
         if make is not None:
             api.request("POST", f"{_path(tenant)}/projects", body={"project_id": make})
         found = api.request("GET", f"{_path(tenant)}/projects")
-    names = "\n".join(project["project_id"] for project in found["projects"])
-    OUTPUT.result(found, lambda console: console.print(names, markup=False, highlight=False))
+    rows = [[project["project_id"], text_of(project)] for project in found["projects"]]
+    OUTPUT.result(found, lambda console: console.print(table(["project", "bounds"], rows)))
+
+
+@app.command("limit")
+def bound(
+    tenant: TenantId,
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="The project's name.", show_default=False)],
+    budget: Budget = None,
+    limit: Limit = None,
+    none: Unbounded = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Set what a project may spend (--budget) or how fast (--limit); it takes the place of all that was set of that."""
+    body = required(body_of(budget, limit, none=none))
+    with ApiClient(settings_of(home)) as api:
+        changed = api.request("PATCH", f"{_path(tenant)}/projects/{quote(project, safe='')}", body=body)
+    OUTPUT.result(changed, lambda console: console.print(f"{project}: {text_of(changed)}", markup=False, highlight=False))
 
 
 def _change(home: Path | None, tenant: str, body: dict[str, Any]) -> None:

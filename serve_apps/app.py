@@ -11,7 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
+from cluster.admission.tenancy_requests import (
+    AllowanceChange,
+    KeyRequest,
+    KeyRotation,
+    ProjectRequest,
+    TenantChange,
+    TenantRequest,
+)
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.errors import NotFoundError, SovereignError
@@ -107,9 +114,11 @@ def create_app(edge: Edge, tokens: AuthorizationServer | None = None) -> Applica
         ("PATCH", tenant, tenancy.change_tenant, TenantChange, (200,)),
         ("GET", f"{tenant}/projects", tenancy.list_projects, None, (200,)),
         ("POST", f"{tenant}/projects", tenancy.make_project, ProjectRequest, (201,)),
+        ("PATCH", f"{tenant}/projects/{{project_id}}", tenancy.change_project, AllowanceChange, (200,)),
         ("GET", keys, tenancy.list_keys, None, (200,)),
         ("POST", keys, tenancy.make_key, KeyRequest, (201,)),
         ("GET", key, tenancy.show_key, None, (200,)),
+        ("PATCH", key, tenancy.change_key, AllowanceChange, (200,)),
         ("POST", f"{key}/rotate", tenancy.rotate_key, KeyRotation, (200,)),
         ("DELETE", key, tenancy.revoke_key, None, (200,)),
         ("POST", "/api/v1/gangs", gangs.register_gang, GangRequest, (201, 200)),

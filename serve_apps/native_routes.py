@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from cluster.errors import FieldError, InvalidRequestError
 from cluster.identity.roles import Scope
+from cluster.limits.callers import shown_to
 from serve_apps.edge import Edge
 from serve_apps.exchange import Exchange
 from serve_apps.queries import read_query
@@ -81,10 +82,10 @@ class NativeRoutes:
         return _json(status)
 
     async def limits(self, request: Request, exchange: Exchange) -> Response:
-        """GET /api/v1/limits: what is used and left of the budgets of the caller's tenant, as this gateway heard last."""
+        """GET /api/v1/limits: what is used and left of the caller's tenant's budgets and rates, as this gateway heard last."""
         principal = self._edge.authenticate(exchange, Scope.AGENTS_READ)
         leases = self._edge.leases
-        return _json({"accounts": leases.use(str(principal.tenant)) if leases is not None else []})
+        return _json(leases.use(shown_to(principal)) if leases is not None else {"accounts": [], "rates": []})
 
     async def live(self, request: Request, exchange: Exchange) -> Response:
         """GET /health/live: this process answers."""

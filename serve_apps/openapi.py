@@ -9,7 +9,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest
+from cluster.admission.tenancy_requests import (
+    AllowanceChange,
+    KeyRequest,
+    KeyRotation,
+    ProjectRequest,
+    TenantChange,
+    TenantRequest,
+)
 from cluster.agents.gang_request import GangRequest
 from cluster.agents.registration import RegistrationRequest
 from cluster.identity.ids import GRAMMAR
@@ -33,6 +40,7 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     ProjectRequest,
     KeyRequest,
     KeyRotation,
+    AllowanceChange,
     RunBody,
     *langgraph.BODIES,
 )
@@ -50,11 +58,13 @@ _OF_TENANT: Final = {
     "schema": {"type": "string", "pattern": f"^({GRAMMAR})?$"},
     "description": "Whose key it is, for operators; anyone else has those of their own tenant.",
 }
+_ALLOWANCE: Final = {"budget": {"type": "object"}, "limits": {"type": "object"}}
 _KEY: Final[dict[str, Any]] = {
     **dict.fromkeys(("key_id", "name", "last4", "tenant", "project", "created_at"), _TEXT),
     **dict.fromkeys(("role", "expires_at", "revoked_at", "previous_secret_until"), _OR_NULL),
     "state": {"enum": ["active", "expired", "revoked"]},
     "scopes": {"type": "array", "items": _TEXT},
+    **_ALLOWANCE,
 }
 _TENANT: Final[dict[str, Any]] = {
     **dict.fromkeys(("tenant_id", "plan"), _TEXT),
@@ -106,7 +116,11 @@ _SCHEMAS: Final[dict[str, Any]] = {
         "required": ["tenants", "next"],
         "properties": {"tenants": {"type": "array", "items": {"$ref": _REF.format(model="Tenant")}}, "next": _TEXT},
     },
-    "Project": {"type": "object", "required": ["project_id"], "properties": {"project_id": _TEXT, "tenant_id": _TEXT}},
+    "Project": {
+        "type": "object",
+        "required": ["project_id", *_ALLOWANCE],
+        "properties": {"project_id": _TEXT, "tenant_id": _TEXT, **_ALLOWANCE},
+    },
     "Projects": {
         "type": "object",
         "required": ["projects"],
@@ -150,10 +164,10 @@ _ANSWERS: Final = {
     **dict.fromkeys(("start_run", "show_run", "cancel_run"), "Run"),
     "list_runs": "Runs",
     "list_projects": "Projects",
-    "make_project": "Project",
+    **dict.fromkeys(("make_project", "change_project"), "Project"),
     "list_keys": "Keys",
     **dict.fromkeys(("make_key", "rotate_key"), "NewKey"),
-    **dict.fromkeys(("show_key", "revoke_key"), "Key"),
+    **dict.fromkeys(("show_key", "change_key", "revoke_key"), "Key"),
 }
 _DEADLINE: Final = {
     "name": "X-Deadline-S",
@@ -193,7 +207,7 @@ _PARAMETERS: Final[dict[str, list[dict[str, Any]]]] = langgraph_table.PARAMETERS
     ],
     "list_tenants": [_AFTER | {"description": "Begin after this tenant."}, _LIMIT],
     "list_keys": [_AFTER | {"description": "Begin after this key id."}, _LIMIT, _OF_TENANT],
-    **{name: [_OF_TENANT] for name in ("show_key", "rotate_key", "revoke_key")},
+    **{name: [_OF_TENANT] for name in ("show_key", "change_key", "rotate_key", "revoke_key")},
     "change": [
         {
             "name": "If-Match",
@@ -260,7 +274,7 @@ def operation(name: str, path: str, body: type[BaseModel] | None, statuses: tupl
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body.__name__)}}}
     parameters = list(_PARAMETERS.get(name, []))
     path_schemas = {
-        **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "model"), _NAME),
+        **dict.fromkeys(("agent_id", "gang_id", "tenant_id", "project_id", "model"), _NAME),
         **dict.fromkeys(("key_id", "response_id", "run_id", "thread_id", "assistant_id", "checkpoint_id"), _TEXT),
     }
     parameters += [

@@ -46,6 +46,10 @@ class TenancyRoutes:
         """POST /api/v1/tenants/{tenant_id}/projects: make a project of a tenant; for operators."""
         return await self._do(request, exchange, "projects.make", body=True, status=201)
 
+    async def change_project(self, request: Request, exchange: Exchange) -> Response:
+        """PATCH /api/v1/tenants/{tenant_id}/projects/{project_id}: give a project another budget or limits; for operators."""
+        return await self._do(request, exchange, "projects.change", body=True)
+
     async def list_keys(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/keys?after=&limit=: the keys of the caller's tenant, never their secrets."""
         return await self._do(request, exchange, "keys.list", query=_PAGE | {"tenant_id"})
@@ -57,6 +61,10 @@ class TenancyRoutes:
     async def show_key(self, request: Request, exchange: Exchange) -> Response:
         """GET /api/v1/keys/{key_id}: one key of the caller's tenant, never its secret."""
         return await self._do(request, exchange, "keys.show", query=frozenset({"tenant_id"}))
+
+    async def change_key(self, request: Request, exchange: Exchange) -> Response:
+        """PATCH /api/v1/keys/{key_id}: give a key another budget or other limits."""
+        return await self._do(request, exchange, "keys.change", body=True, query=frozenset({"tenant_id"}))
 
     async def rotate_key(self, request: Request, exchange: Exchange) -> Response:
         """POST /api/v1/keys/{key_id}/rotate: give a key a new secret; the old one is taken for the overlap that is asked for."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from actors.invoker import Invoker
+from actors.leases import Leases
 from actors.wire import CallAnswer, CallOrder, Usage
 from cluster import wiring
 from cluster.agents.brain import Brain
@@ -109,12 +110,12 @@ class Stream:
 
 
 @asynccontextmanager
-async def answering(folder: Path) -> AsyncIterator[tuple[Application, Agents]]:
-    """Yield a gateway, and the agent that answers it."""
+async def answering(folder: Path, leases: Leases | None = None) -> AsyncIterator[tuple[Application, Agents]]:
+    """Yield a gateway, and the agent that answers it; with `leases` calls are paid for."""
     settings, agents = Settings(home=folder), Agents(folder)
     local = cast("Any", agents)
     gate, metrics = open_gate(folder / "journal"), Metrics(folder / "metrics", "gateway")
-    invoker = Invoker(local, places=64, gate=gate)
+    invoker = Invoker(local, places=64, gate=gate, leases=leases)
     journal = wiring.open_journal(settings, "gateway.test")
     runs = build_runs(settings, invoker, journal)
     edge = Edge(
@@ -127,6 +128,7 @@ async def answering(folder: Path) -> AsyncIterator[tuple[Application, Agents]]:
         metrics=metrics,
         clock=SystemClock(),
         runs=runs,
+        leases=leases,
     )
     try:
         yield create_app(edge), agents
@@ -148,4 +150,5 @@ def _call(payload: bytes) -> Call:
 
 def _result(text: str, meter: CallMeter) -> bytes:
     usage = Usage(tokens_input_uncached=meter.tokens_input_uncached, tokens_output=meter.tokens_output)
-    return CallAnswer(text, meter.finish_reason, meter.model, usage, meter.client_calls).to_bytes()
+    spent = (meter.tokens_input_uncached + meter.tokens_output, 0)
+    return CallAnswer(text, meter.finish_reason, meter.model, usage, meter.client_calls, spent).to_bytes()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cluster.admission.allowances import Allowance, Allowances
 from cluster.admission.tenancy_journal import TenancyJournal
-from cluster.admission.tenancy_requests import KeyRequest, KeyRotation
+from cluster.admission.tenancy_requests import AllowanceChange, KeyRequest, KeyRotation
 from cluster.admission.tenants import DEFAULT_PROJECT, Tenants
 from cluster.clock import Clock
 from cluster.coordination.coordination import Coordination
@@ -17,26 +18,29 @@ from cluster.identity.ids import TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction
+from cluster.limits.callers import owners
 
 
 class KeyAdministration:
     """A tenant's administrator sees the keys of its own tenant alone; an operator those of the tenant that is named."""
 
-    def __init__(self, coordination: Coordination, tenants: Tenants, journal: TenancyJournal, clock: Clock) -> None:
+    def __init__(
+        self, coordination: Coordination, tenants: Tenants, allowances: Allowances, journal: TenancyJournal, clock: Clock
+    ) -> None:
         self._coordination = coordination
         self._tenants = tenants
+        self._allowances = allowances
         self._journal = journal
         self._clock = clock
 
     def list(self, who: Principal, tenant: str, after: str, limit: int) -> dict[str, Any]:
         """Return up to `limit` keys with ids after `after`, and the id to go on from; `tenant` is empty for one's own."""
         keys = list_keys(self._coordination, self._whose(who, tenant), after=after, limit=limit)
-        now_us = self._clock.now_us()
-        return {"keys": [key.to_public(now_us) for key in keys], "next": keys[-1].key_id if len(keys) == limit else ""}
+        return {"keys": [self._shown(key) for key in keys], "next": keys[-1].key_id if len(keys) == limit else ""}
 
     def show(self, who: Principal, tenant: str, key_id: str) -> dict[str, Any]:
         """Return one key; raises NotFoundError, also for another tenant's."""
-        return find_key(self._coordination, self._whose(who, tenant), key_id).to_public(self._clock.now_us())
+        return self._shown(find_key(self._coordination, self._whose(who, tenant), key_id))
 
     def make(self, who: Principal, request: KeyRequest, request_id: str) -> dict[str, Any]:
         """Return a new key with its text, which is shown this once.
@@ -50,6 +54,7 @@ class KeyAdministration:
         if project != own and not self._tenants.has_project(tenant, project):
             raise NotFoundError(f"There is no project {project}.", hint="An operator makes projects.")
         self._within(who, tenant, request.rights)
+        self._unbounded(who)
         role = "" if request.scopes else request.role.value
         text, key = new_key(
             self._clock,
@@ -60,7 +65,9 @@ class KeyAdministration:
             name=request.name,
             role=role,
         )
+        allowance = Allowance(request.budget, request.limits)
         ops = [self._journal.fence, *ops_to_create(key)]
+        ops += self._allowances.ops_to_create(tenant, "key", key.key_id, allowance)
         detail = {"project": str(project), "scopes": sorted(request.rights), "expires_us": key.expires_us}
         self._journal.change(
             AuditAction.KEY_MAKE,
@@ -69,9 +76,25 @@ class KeyAdministration:
             object_id=key.key_id,
             request_id=request_id,
             effect=lambda: self._coordination.transact(ops),
-            detail=detail,
+            detail=detail | allowance.to_public(),
         )
-        return {"key": text} | key.to_public(self._clock.now_us())
+        return {"key": text} | self._shown(key)
+
+    def change(self, who: Principal, tenant: str, key_id: str, request: AllowanceChange, request_id: str) -> dict[str, Any]:
+        """Give a key another budget or other limits; what it has used counts on. Raises as `rotate` does."""
+        key = self._mine(who, tenant, key_id)
+        self._unbounded(who)
+        whose = key.principal.tenant
+        self._journal.change(
+            AuditAction.KEY_CHANGE,
+            who,
+            tenant=whose,
+            object_id=key_id,
+            request_id=request_id,
+            effect=lambda: self._allowances.change(whose, "key", key_id, request.given, self._journal.fence),
+            detail=request.given,
+        )
+        return self._shown(key)
 
     def rotate(self, who: Principal, tenant: str, key_id: str, request: KeyRotation, request_id: str) -> dict[str, Any]:
         """Return the key with the text of its new secret; the old one is taken for the overlap that was asked for.
@@ -98,7 +121,7 @@ class KeyAdministration:
         """End a key: no process takes it after 2 seconds. To end it twice changes nothing. Raises as `rotate` does."""
         key = self._mine(who, tenant, key_id)
         if key.revoked_us:
-            return key.to_public(self._clock.now_us())
+            return self._shown(key)
         return self._change(AuditAction.KEY_REVOKE, who, key, lambda found: revoked(found, self._clock), request_id=request_id)
 
     def _change(
@@ -121,7 +144,10 @@ class KeyAdministration:
             effect=lambda: change_key(self._coordination, tenant, key.key_id, change, fence),
             detail=detail,
         )
-        return changed.to_public(self._clock.now_us())
+        return self._shown(changed)
+
+    def _shown(self, key: ApiKey) -> dict[str, Any]:
+        return key.to_public(self._clock.now_us()) | self._allowances.shown(key.principal.tenant, "key", key.key_id)
 
     def _whose(self, who: Principal, tenant: str) -> TenantId:
         """Return whose keys are asked for; raises NotFoundError for a tenant that is another's, as for one that is none."""
@@ -136,6 +162,15 @@ class KeyAdministration:
         key = find_key(self._coordination, self._whose(who, tenant), key_id)
         self._within(who, key.principal.tenant, key.principal.scopes)
         return key
+
+    def _unbounded(self, who: Principal) -> None:
+        """Refuse whoever is bounded by a key's budget: with another key, or another budget, they would be no more."""
+        for scope, name in owners(who):
+            if scope == "key" and self._allowances.find(who.tenant, scope, name) is not None:
+                raise AdmissionDeniedError(
+                    "A key with a budget or limits of its own makes no keys and changes none's budget.",
+                    hint="Have somebody do it whose key has none.",
+                )
 
     def _within(self, who: Principal, tenant: TenantId, scopes: frozenset[Scope]) -> None:
         beyond = scopes - who.scopes

@@ -8,20 +8,29 @@ from typing import Any
 
 import orjson
 
+from cluster.admission.allowances import Allowance, Allowances
 from cluster.admission.decision_journal import DecisionJournal
 from cluster.admission.key_administration import KeyAdministration
 from cluster.admission.tenancy_journal import TenancyJournal
-from cluster.admission.tenancy_requests import KeyRequest, KeyRotation, ProjectRequest, TenantChange, TenantRequest, parse
+from cluster.admission.tenancy_requests import (
+    AllowanceChange,
+    KeyRequest,
+    KeyRotation,
+    ProjectRequest,
+    TenantChange,
+    TenantRequest,
+    parse,
+)
 from cluster.admission.tenants import Tenant, Tenants, TenantState, find_made, project_path, tenant_path
 from cluster.clock import Clock
-from cluster.coordination.coordination import Check, Coordination, Create, Set
+from cluster.coordination.coordination import Check, Coordination, Create, Op, Set
 from cluster.errors import (
     AdmissionDeniedError,
     ConflictError,
     FieldError,
     NotFoundError,
 )
-from cluster.identity.ids import TenantId
+from cluster.identity.ids import ProjectId, TenantId
 from cluster.identity.principal import Principal
 from cluster.identity.roles import Scope
 from cluster.journal.audit_event import AuditAction
@@ -46,7 +55,8 @@ class Tenancy:
         self._plans = plans
         self._clock = clock
         self._journal = TenancyJournal(journal, fence)
-        self.keys = KeyAdministration(coordination, tenants, self._journal, clock)
+        self.allowances = Allowances(coordination)
+        self.keys = KeyAdministration(coordination, tenants, self.allowances, self._journal, clock)
 
     def answer(self, who: Principal, operation: str, named: dict[str, str], body: bytes = b"", request_id: str = "") -> Any:
         """Do one of the operations below and return its answer as JSON values; `named` holds what path and query name.
@@ -58,6 +68,7 @@ class Tenancy:
             raise AdmissionDeniedError(f"This needs the scope {needed.value}.")
         tenant, key_id = named.get("tenant_id", ""), named.get("key_id", "")
         page = named.get("after", ""), int(named.get("limit", "100"))
+        project = named.get("project_id", "")
 
         def one() -> TenantId:
             return TenantId.parse(tenant, "tenant_id")
@@ -69,9 +80,11 @@ class Tenancy:
             "tenants.change": lambda: self.change(who, one(), parse(TenantChange, body), request_id),
             "projects.list": lambda: self.projects(one()),
             "projects.make": lambda: self.make_project(who, one(), parse(ProjectRequest, body), request_id),
+            "projects.change": lambda: self.change_project(who, one(), project, parse(AllowanceChange, body), request_id),
             "keys.list": lambda: self.keys.list(who, tenant, *page),
             "keys.make": lambda: self.keys.make(who, parse(KeyRequest, body), request_id),
             "keys.show": lambda: self.keys.show(who, tenant, key_id),
+            "keys.change": lambda: self.keys.change(who, tenant, key_id, parse(AllowanceChange, body), request_id),
             "keys.rotate": lambda: self.keys.rotate(who, tenant, key_id, parse(KeyRotation, body), request_id),
             "keys.revoke": lambda: self.keys.revoke(who, tenant, key_id, request_id),
         }
@@ -133,9 +146,9 @@ class Tenancy:
         return self.show(tenant_id)
 
     def projects(self, tenant: TenantId) -> dict[str, Any]:
-        """Return the names of a tenant's projects; raises NotFoundError."""
+        """Return a tenant's projects with their budgets and limits; raises NotFoundError."""
         self._known(tenant)
-        return {"projects": [{"project_id": str(name)} for name in self._tenants.projects(tenant)]}
+        return {"projects": [self._project(tenant, name) for name in self._tenants.projects(tenant)]}
 
     def make_project(self, who: Principal, tenant: TenantId, request: ProjectRequest, request_id: str) -> dict[str, Any]:
         """Make a project, also of a tenant that the policy data declares; raises NotFoundError, ConflictError."""
@@ -144,15 +157,44 @@ class Tenancy:
         if self._tenants.has_project(tenant, project):
             raise ConflictError(f"Tenant {tenant} has a project {project} already.")
         made = orjson.dumps({"made_by": who.subject, "made_us": self._clock.now_us()})
+        allowance = Allowance(request.budget, request.limits)
+        ops: tuple[Op, ...] = (
+            self._journal.fence,
+            Create(project_path(tenant, project), made),
+            *self.allowances.ops_to_create(tenant, "project", project, allowance),
+        )
         self._journal.change(
             AuditAction.PROJECT_MAKE,
             who,
             tenant=tenant,
             object_id=project,
             request_id=request_id,
-            effect=lambda: self._coordination.transact([self._journal.fence, Create(project_path(tenant, project), made)]),
+            effect=lambda: self._coordination.transact(ops),
+            detail=allowance.to_public(),
         )
-        return {"tenant_id": str(tenant), "project_id": str(project)}
+        return {"tenant_id": str(tenant)} | self._project(tenant, project)
+
+    def change_project(
+        self, who: Principal, tenant: TenantId, project_id: str, request: AllowanceChange, request_id: str
+    ) -> dict[str, Any]:
+        """Give a project another budget or other limits, also `default` and a declared tenant's; raises NotFoundError."""
+        self._known(tenant)
+        project = ProjectId.parse(project_id, "project_id")
+        if not self._tenants.has_project(tenant, project):
+            raise NotFoundError(f"Tenant {tenant} has no project {project}.", hint="List the projects to see which there are.")
+        self._journal.change(
+            AuditAction.PROJECT_CHANGE,
+            who,
+            tenant=tenant,
+            object_id=project,
+            request_id=request_id,
+            effect=lambda: self.allowances.change(tenant, "project", project, request.given, self._journal.fence),
+            detail=request.given,
+        )
+        return {"tenant_id": str(tenant)} | self._project(tenant, project)
+
+    def _project(self, tenant: TenantId, project: ProjectId) -> dict[str, Any]:
+        return {"project_id": str(project)} | self.allowances.shown(tenant, "project", project)
 
     def _store(self, tenant_id: TenantId, values: dict[str, Any]) -> None:
         node = self._coordination.get(tenant_path(tenant_id))

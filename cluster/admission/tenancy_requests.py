@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from cluster.admission.allowances import AllowanceBudget
+from cluster.admission.catalog import CallLimits
 from cluster.admission.tenants import TenantState
 from cluster.agents.registration import parse_body
 from cluster.identity.ids import ProjectId, TenantId
@@ -50,10 +52,32 @@ class TenantChange(_Body):
         return self
 
 
+class AllowanceChange(_Body):
+    """The body that changes a project or a key: what is given takes the place of all that it had; `{}` takes the bounds away."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    budget: AllowanceBudget = AllowanceBudget()
+    limits: CallLimits = CallLimits()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AllowanceChange:
+        if not self.model_fields_set:
+            raise ValueError("must have budget or limits")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said, as JSON values."""
+        return self.model_dump(exclude_unset=True, exclude_none=True)
+
+
 class ProjectRequest(_Body):
     """The body of `POST /api/v1/tenants/{tenant_id}/projects`."""
 
     project_id: ProjectId
+    budget: AllowanceBudget = AllowanceBudget()
+    limits: CallLimits = CallLimits()
 
 
 class KeyRequest(_Body):
@@ -68,6 +92,8 @@ class KeyRequest(_Body):
     tenant_id: TenantId = Field(default_factory=lambda: TenantId("default"))
     # The caller's own, or `default` for a key of another tenant.
     project_id: ProjectId = Field(default_factory=lambda: ProjectId("default"))
+    budget: AllowanceBudget = AllowanceBudget()
+    limits: CallLimits = CallLimits()
     expires_in_s: int = Field(0, ge=1, le=MAX_LIFE_S, description="The key's life in seconds; left out, it has no end.")
 
     @model_validator(mode="after")

@@ -42,8 +42,10 @@ class AuditAction(StrEnum):
     TENANT_MAKE = "tenancy:tenant:make"
     TENANT_CHANGE = "tenancy:tenant:change"
     PROJECT_MAKE = "tenancy:project:make"
+    PROJECT_CHANGE = "tenancy:project:change"
     KEY_MAKE = "tenancy:key:make"
     KEY_ROTATE = "tenancy:key:rotate"
+    KEY_CHANGE = "tenancy:key:change"
     KEY_REVOKE = "tenancy:key:revoke"
     # An access token was given out; the detail says for what and how long, never the token.
     TOKEN_ISSUE = "identity:token:issue"  # noqa: S105  # the name of an action

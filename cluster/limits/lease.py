@@ -96,6 +96,12 @@ class Holder:
             lease.settled += min(used.get(name, 0), amount)
             lease.changed = True
 
+    def rebound(self, bounds: Mapping[str, int]) -> None:
+        """Take these for the bounds of now, until the limiter says otherwise: one that was raised is worth asking again."""
+        for name, bound in bounds.items():
+            if (lease := self.leases.get(name)) is not None and lease.heard:
+                lease.bound = bound
+
     def give_back(self, names: Iterable[str]) -> bool:
         """Return all room on these accounts, also what is granted and was not heard of; True when there is to be an exchange."""
         held = [name for name in names if name in self.leases]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.errors import FieldError
-from cluster.limits.refusals import RateLimitedError
-from cluster.limits.terms import Terms
+from cluster.limits.callers import Rate
+from cluster.limits.refusals import RateLimitedError, raises
 
 # So much more than was taken since the last time is asked for ahead.
 _AHEAD = 4
@@ -28,17 +28,19 @@ class RateLeases:
     def __init__(self) -> None:
         self._rates: dict[str, _Rate] = {}
 
-    def needed(self, tenant: str, terms: Terms, tokens: int) -> dict[str, int]:
-        """Return what a call of the tenant takes of which rate."""
+    def needed(self, bounds: Iterable[Rate], tokens: int) -> dict[str, int]:
+        """Return what a call takes of which rate."""
         found: dict[str, int] = {}
-        for name, per_minute, amount in (
-            (f"{tenant}.requests", terms.requests_per_minute, 1),
-            (f"{tenant}.tokens", terms.tokens_per_minute, tokens),
-        ):
-            if per_minute is not None and amount:
-                rate = self._rates.setdefault(name, _Rate(per_minute))
-                rate.per_minute = per_minute
-                found[name] = amount
+        for bound in bounds:
+            for what, per_minute, amount in (
+                ("requests", bound.requests_per_minute, 1),
+                ("tokens", bound.tokens_per_minute, tokens),
+            ):
+                if per_minute is not None and amount:
+                    name = f"{bound.account}.{what}"
+                    rate = self._rates.setdefault(name, _Rate(per_minute))
+                    rate.per_minute = per_minute
+                    found[name] = amount
         return found
 
     def lacking(self, rates: Mapping[str, int]) -> bool:
@@ -85,7 +87,7 @@ class RateLeases:
 
     def headers(self, tenant: str) -> dict[str, str]:
         """Return RateLimit-Policy and RateLimit of a tenant; empty where its plan has no rate or no call has asked for it."""
-        rate = self._rates.get(f"{tenant}.requests")
+        rate = self._rates.get(f"tenant.{tenant}.requests")
         if rate is None:
             return {}
         wait_s = -(-rate.wait_us // 1_000_000)
@@ -94,15 +96,23 @@ class RateLeases:
             "ratelimit": f'"requests";r={max(0, rate.level)};t={wait_s if rate.level < 1 else 0}',
         }
 
+    def use(self, shown: Callable[[str], bool]) -> list[dict[str, str | int]]:
+        """Return the rates whose name is `shown`: how much a minute brings, and what of it this process has left."""
+        rates = sorted(self._rates.items())
+        return [{"rate": n, "per_minute": r.per_minute, "left": max(0, r.level)} for n, r in rates if shown(n)]
+
     def refusal(self, rates: Mapping[str, int]) -> RateLimitedError | None:
         """Return why a call is not let in; None when nothing is lacking."""
         for name, amount in rates.items():
             rate = self._rates[name]
             if rate.level < amount:
-                tenant, _, what = name.rpartition(".")
+                account, _, what = name.rpartition(".")
+                scope, _, owner = account.partition(".")
+                whose = "its plan" if scope == "tenant" else f"the {scope}'s `limits`"
                 return RateLimitedError(
-                    f"Tenant {tenant} uses all of the {rate.per_minute} {what} a minute that its plan allows.",
-                    hint="Retry after the time that Retry-After says, or have an operator raise the plan's `limits`.",
+                    f"{scope.capitalize()} {owner.rpartition('.')[2]} uses all of the {rate.per_minute} {what} a minute "
+                    f"that {whose} allow{'s' if scope == 'tenant' else ''}.",
+                    hint=f"Retry after the time that Retry-After says, or have {raises(scope)} raise the `limits`.",
                     errors=[FieldError(f"limits.{what}_per_minute", f"{rate.per_minute} a minute")],
                     retry_after_s=max(1, -(-rate.wait_us // 1_000_000)),
                 )

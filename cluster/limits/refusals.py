@@ -40,12 +40,17 @@ def refusal(holder: Holder, amounts: Mapping[str, int], *, final: bool) -> Sover
     return None
 
 
+def raises(scope: str) -> str:
+    """Return who can raise what bounds this kind of account, and where that stands."""
+    return {"key": "whoever manages the tenant's keys", "project": "an operator"}.get(scope, "an operator of the plan")
+
+
 def _refusal(account: AccountId, bound: int, used: int, asked: int, lack: int) -> SovereignError:
     whose = f"{account.scope} {account.owner.rpartition('.')[2]}"
     if account.window == Window.NOW:
         return RateLimitedError(
-            f"{whose} has as many calls under way as its plan allows: {bound}.",
-            hint="Retry when some have ended, or have an operator raise `limits.concurrency` of the plan.",
+            f"{whose} has as many calls under way as it may have: {bound}.",
+            hint=f"Retry when some have ended, or have {raises(account.scope)} raise `limits.concurrency`.",
             errors=[FieldError("limits.concurrency", f"{bound} at once")],
             retry_after_s=1,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -53,7 +53,7 @@ class Terms:
         own = BudgetBound(tokens=spec.budget.tokens or None, micro_usd=spec.budget.micro_usd or None)
         rows = (("agent", f"{record.tenant}.{spec.agent_id}", Window.TOTAL, own),)
         return cls(
-            tenant_bounds(plan, str(record.tenant)) + _bounds(rows),
+            tenant_bounds(plan, str(record.tenant)) + bounds_of(rows),
             plan.limits.requests_per_minute,
             plan.limits.tokens_per_minute,
             price,
@@ -68,15 +68,6 @@ class Terms:
         """The units in which anything is bounded, by a budget or a rate."""
         return frozenset(b.unit for b in self.bounds) | (set() if self.tokens_per_minute is None else {"tokens"})
 
-    def accounts(self, now_us: int) -> tuple[tuple[tuple[str, str], ...], int]:
-        """Return account and unit of each bound, and when the first of their windows ends."""
-        found, ends_us = [], window_at(Window.TOTAL, now_us)[1]
-        for bound in self.bounds:
-            window, until_us = window_at(bound.window, now_us)
-            found.append((str(AccountId(bound.scope, bound.owner, window, bound.unit)), bound.unit))
-            ends_us = min(ends_us, until_us)
-        return tuple(found), ends_us
-
     def at_most(
         self,
         prompt_bytes: int,
@@ -86,8 +77,9 @@ class Terms:
         conversation: bool,
         asked_twice: bool = False,
         steps: int = MODEL_CALLS,
+        units: Set[str] = frozenset(),
     ) -> Budget:
-        """Return what is to be reserved for a call of so many model calls, in the units that are bounded."""
+        """Return what is to be reserved for a call of so many model calls, in the units that are bounded here or by `units`."""
         whole = call_at_most(
             self.price,
             input_tokens=prompt_bytes + self.instructions + self.tools * TOOL_TOKENS,
@@ -98,7 +90,8 @@ class Terms:
             conversation=conversation,
             cpu_us=cpu_time_at_most(deadline_s, self.cpu_milli),
         )
-        return Budget(whole.tokens if "tokens" in self.units else 0, whole.micro_usd if "micro_usd" in self.units else 0)
+        units = self.units | units
+        return Budget(whole.tokens if "tokens" in units else 0, whole.micro_usd if "micro_usd" in units else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads."""
@@ -126,7 +119,17 @@ def tenant_bounds(plan: Plan, tenant: str) -> tuple[Bound, ...]:
         ("tenant", tenant, Window.TOTAL, plan.budget),
     )
     most = plan.limits.concurrency
-    return _bounds(rows) + (() if most is None else (Bound("tenant", tenant, Window.NOW, "calls", most),))
+    return bounds_of(rows) + (() if most is None else (Bound("tenant", tenant, Window.NOW, "calls", most),))
+
+
+def accounts_of(bounds: Sequence[Bound], now_us: int) -> tuple[tuple[tuple[str, str], ...], int]:
+    """Return account and unit of each bound, and when the first of their windows ends."""
+    found, ends_us = [], window_at(Window.TOTAL, now_us)[1]
+    for bound in bounds:
+        window, until_us = window_at(bound.window, now_us)
+        found.append((str(AccountId(bound.scope, bound.owner, window, bound.unit)), bound.unit))
+        ends_us = min(ends_us, until_us)
+    return tuple(found), ends_us
 
 
 def bound_of(bounds: Sequence[Bound], account: AccountId) -> int | None:
@@ -146,7 +149,8 @@ def bounds_from_json(value: list[list[Any]]) -> tuple[Bound, ...]:
     return tuple(Bound(s, o, Window(w), u, a) for s, o, w, u, a in value)
 
 
-def _bounds(rows: Sequence[tuple[str, str, Window, BudgetBound]]) -> tuple[Bound, ...]:
+def bounds_of(rows: Sequence[tuple[str, str, Window, BudgetBound]]) -> tuple[Bound, ...]:
+    """Return the bounds that these rows have, unit by unit."""
     return tuple(Bound(s, o, w, u, amount) for s, o, w, b in rows for u in UNITS if (amount := b.of(u)) is not None)
 
 

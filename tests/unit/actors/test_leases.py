@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import orjson
 import pytest
 
 from actors.invoker import Invocation
-from actors.leases import Leases, Reservation
-from actors.limiter import LimiterActor
+from actors.leases import Reservation
 from cluster.agents.budget import Budget
 from cluster.clock import SystemClock
 from cluster.errors import UnavailableError
@@ -22,100 +22,16 @@ from cluster.identity.roles import Scope
 from cluster.journal.fact import Fact, Stream
 from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, UsageKind
 from cluster.journal.writer import JournalWriter
+from cluster.limits.callers import NO_TERMS, CallerTerms, Rate, shown_to
 from cluster.limits.limiter import Limiter
-from cluster.limits.price_card import Price
 from cluster.limits.refusals import BudgetExceededError, RateLimitedError
-from cluster.limits.terms import Bound, Terms, bounds_to_json
+from cluster.limits.terms import Bound
 from cluster.limits.windows import Window
 from cluster.settings import Settings
+from tests.leasing import TENANT, Cluster
 
-TENANT, AGENT = "tenant.default.total.tokens", "agent.default.a.total.tokens"
+AGENT = "agent.default.a.total.tokens"
 WHO = Principal(TenantId("default"), ProjectId("default"), "key:test", frozenset(Scope))
-
-
-class Rules:
-    """What governance would say."""
-
-    def __init__(self) -> None:
-        self.tokens = 1_000
-        self.rpm: int | None = None
-        self.tpm: int | None = None
-        self.concurrency: int | None = None
-        self.bounded = True
-
-    async def call(self, method: str, *arguments: object, timeout_s: float = 0) -> Any:
-        bounds = [Bound("tenant", "default", Window.TOTAL, "tokens", self.tokens)]
-        if self.concurrency is not None:
-            bounds.append(Bound("tenant", "default", Window.NOW, "calls", self.concurrency))
-        if method == "tenant_bounds":
-            return bounds_to_json(bounds)
-        bounds.append(Bound("agent", "default.a", Window.TOTAL, "tokens", 10_000))
-        return Terms(tuple(bounds) if self.bounded else (), self.rpm, self.tpm, Price(), 1, 0, 100, 0).to_json()
-
-
-class Local:
-    """The handle of a limiter in this process, as Ray's is: whoever waits for one that ended hears of it."""
-
-    def __init__(self, actor: LimiterActor, ended: asyncio.Event) -> None:
-        self._actor = actor
-        self._ended = ended
-
-    def __getattr__(self, name: str) -> Any:
-        method, ended = getattr(self._actor, name), self._ended
-
-        class Remote:
-            async def remote(self, *arguments: Any) -> Any:
-                work, end = asyncio.ensure_future(method(*arguments)), asyncio.ensure_future(ended.wait())
-                try:
-                    await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
-                    if not work.done():
-                        raise ValueError("the actor died")
-                    return work.result()
-                finally:
-                    work.cancel()
-                    end.cancel()
-
-        return Remote()
-
-
-class Cluster:
-    """A limiter and the processes that ask it."""
-
-    def __init__(self, home: Path) -> None:
-        self.settings = Settings(home=home, journal_sync_ms=1_000)
-        self.rules = Rules()
-        self.limiter, self.ended = self._limiter(), asyncio.Event()
-        self.leases: list[Leases] = []
-
-    def _limiter(self) -> LimiterActor:
-        return LimiterActor(self.settings.to_json(), self.rules)  # type: ignore[arg-type]  # answers what is asked here
-
-    def process(self) -> Leases:
-        leases = Leases(self.settings, lambda: Local(self.limiter, self.ended))
-        self.leases.append(leases)
-        return leases
-
-    async def restart_limiter(self) -> None:
-        old, ended = self.limiter, self.ended
-        self.limiter, self.ended = self._limiter(), asyncio.Event()
-        ended.set()
-        await old.stop()
-
-    def kill(self, leases: Leases) -> None:
-        """End a process without a word: its tasks stop, and its journal's lock is free."""
-        leases._closed = True
-        for task in leases._tasks:
-            task.cancel()
-        assert leases._journal is not None
-        leases._journal.close()
-
-    def use(self, account: str = TENANT) -> tuple[int, int]:
-        return self.limiter._books.use_of(account)
-
-    async def close(self) -> None:
-        for leases in self.leases:
-            await leases.aclose()
-        await self.limiter.stop()
 
 
 @pytest.fixture
@@ -182,10 +98,10 @@ async def test_a_call_that_can_not_be_paid_is_refused_by_name(cluster: Cluster) 
         await leases.reserve(call(101))
     assert refused.value.errors[0].field == "budget.tenant.total.tokens"
     leases.settle(await leases.reserve(call(100)), (100, 0))
-    seen = {str(a["account"]): a["left"] for a in leases.use("default")}
+    seen = {str(a["account"]): a["left"] for a in leases.use(shown_to(WHO))["accounts"]}
     assert seen.keys() == {TENANT, AGENT}
     assert seen[TENANT] == 100
-    assert leases.use("defaul") == []
+    assert leases.use(shown_to(replace(WHO, tenant=TenantId("defaul"))))["accounts"] == []
 
 
 @pytest.mark.parametrize(("spent", "free"), [(40, 960), (None, 1_000)])
@@ -231,7 +147,7 @@ async def test_calls_under_way_are_bounded(cluster: Cluster) -> None:
     cluster.rules.concurrency = 2
     leases = cluster.process()
     held = [await leases.reserve(call(100)) for _ in range(2)]
-    with pytest.raises(RateLimitedError, match="as many calls under way as its plan allows: 2"):
+    with pytest.raises(RateLimitedError, match="as many calls under way as it may have: 2"):
         await leases.reserve(call(100))
     leases.settle(held[0], (0, 0))
     await leases.reserve(call(100))
@@ -303,7 +219,7 @@ async def test_tokens_a_minute_are_bounded_where_no_budget_is(cluster: Cluster) 
     leases = cluster.process()
     with pytest.raises(RateLimitedError, match="all of the 60 tokens a minute"):
         await leases.reserve(call(100))
-    rate = leases._rates._rates["default.tokens"]
+    rate = leases._rates._rates["tenant.default.tokens"]
     rate.level = 150
     leases.settle(await leases.reserve(call(100)), (40, 0))
     assert rate.level == 110
@@ -332,3 +248,70 @@ async def test_a_holder_that_can_not_be_ended_keeps_no_others_reservations(
     cluster.kill(second)
     await eventually(lambda: other not in cluster.limiter._books.holders)
     assert broken in cluster.limiter._books.holders
+
+
+BY = "key:3f9a"
+MINE = replace(WHO, subject=BY)
+
+
+def bounded(scope: str, owner: str, tokens: int) -> CallerTerms:
+    return CallerTerms((Bound(scope, f"default.{owner}", Window.TOTAL, "tokens", tokens),))
+
+
+@pytest.mark.parametrize(("scope", "owner"), [("key", "3f9a"), ("project", "default")])
+async def test_a_project_or_key_past_its_budget_is_refused_by_name(cluster: Cluster, scope: str, owner: str) -> None:
+    """Control: Callers in Leases.reserve. Two processes together let no more through; another key or project goes on."""
+    cluster.rules.callers[f"{scope}.{owner}"] = bounded(scope, owner, 300)
+    first, second = cluster.process(), cluster.process()
+    first.settle(await first.reserve(replace(call(200), principal=MINE)), (200, 0))
+    await first._exchange()
+    with pytest.raises(BudgetExceededError, match=rf"budget of {scope} {owner} has no room.* 200 of 300 tokens") as refused:
+        await second.reserve(replace(call(150), principal=MINE))
+    assert refused.value.errors[0].field == f"budget.{scope}.total.tokens"
+    second.settle(await second.reserve(replace(call(100), principal=MINE)), (100, 0))
+    others = replace(MINE, subject="key:other") if scope == "key" else replace(MINE, project=ProjectId("web"))
+    await second.reserve(replace(call(150), principal=others))
+
+
+async def test_a_changed_budget_holds_without_a_restart_and_what_was_used_counts_on(cluster: Cluster) -> None:
+    """Raised, more is let through; taken away, nothing is refused for it any more. A limiter's new life knows what was used."""
+    leases = cluster.process()
+
+    async def say(terms: CallerTerms) -> None:
+        cluster.rules.callers["key.3f9a"] = terms
+        cluster.limiter._callers.clear()
+        for known in leases._callers._known.values():
+            known.stale_at = 0.0
+        await leases._callers.of(MINE)
+        await asyncio.gather(*leases._callers._asking.values())
+
+    await say(bounded("key", "3f9a", 300))
+    leases.settle(await leases.reserve(replace(call(200), principal=MINE)), (200, 0))
+    with pytest.raises(BudgetExceededError):
+        await leases.reserve(replace(call(150), principal=MINE))
+    await say(bounded("key", "3f9a", 400))
+    leases.settle(await leases.reserve(replace(call(150), principal=MINE)), (100, 0))
+    await leases._exchange()
+    await cluster.restart_limiter()
+    with pytest.raises(BudgetExceededError, match="300 of 400 tokens"):
+        await cluster.process().reserve(replace(call(150), principal=MINE))
+    await say(NO_TERMS)
+    await leases.reserve(replace(call(150), principal=MINE))
+
+
+async def test_a_keys_rates_and_concurrency_are_its_own(cluster: Cluster) -> None:
+    """A refusal names the key; who uses another one of the tenant is not slowed down."""
+    cluster.rules.callers["key.3f9a"] = CallerTerms((), (Rate("key.default.3f9a", 1, None),))
+    cluster.rules.callers["key.many"] = CallerTerms((Bound("key", "default.many", Window.NOW, "calls", 1),))
+    leases = cluster.process()
+    with pytest.raises(RateLimitedError, match="Key 3f9a uses all of the 1 requests a minute"):
+        await leases.reserve(replace(call(100), principal=MINE))
+    many = replace(WHO, subject="key:many")
+    await leases.reserve(replace(call(100), principal=many))
+    with pytest.raises(RateLimitedError, match="key many has as many calls under way as it may have: 1"):
+        await leases.reserve(replace(call(100), principal=many))
+    await leases.reserve(call(100))
+    admin, other = leases.use(shown_to(WHO)), leases.use(shown_to(replace(many, scopes=frozenset())))
+    assert [r["rate"] for r in admin["rates"]] == ["key.default.3f9a.requests"]
+    assert other["rates"] == []
+    assert {str(a["account"]) for a in other["accounts"]} >= {"key.default.many.now.calls"}

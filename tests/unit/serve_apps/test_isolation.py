@@ -19,6 +19,7 @@ from tests.governors import facts
 AGENT = {"agent_id": "planner", "capabilities": ["conversation"], "model": "scripted:echo"}
 # Of the same lengths as what they stand in for, and nobody's.
 NOBODYS = {"agent_id": "nothing", "model": "nothing", "key_id": "0" * 16, "tenant_id": "none", "gang_id": "gone"}
+NOBODYS |= {"project_id": "none"}
 CALL_TOOL = {"jsonrpc": "2.0", "id": 1, "method": "tools/call"}
 CALL_TOOL |= {"params": {"name": "<agent_id>", "arguments": {"text": "hello"}}}
 _UUID = "0" * 8 + "-0000-4000-8000-" + "0" * 12
@@ -80,9 +81,11 @@ ROUTES: dict[str, tuple[dict[str, str], Any]] = {
     "PATCH /api/v1/tenants/{tenant_id}": ({}, {"state": "suspended"}),
     "GET /api/v1/tenants/{tenant_id}/projects": ({}, None),
     "POST /api/v1/tenants/{tenant_id}/projects": ({}, {"project_id": "stolen"}),
+    "PATCH /api/v1/tenants/{tenant_id}/projects/{project_id}": ({}, {"limits": {"concurrency": 1}}),
     "GET /api/v1/keys": ({"tenant_id": "{tenant_id}"}, None),
     "POST /api/v1/keys": ({}, {"name": "k", "role": "caller", "tenant_id": "<tenant_id>"}),
     "GET /api/v1/keys/{key_id}": ({}, None),
+    "PATCH /api/v1/keys/{key_id}": ({}, {"budget": {}}),
     "POST /api/v1/keys/{key_id}/rotate": ({}, {"overlap_s": 0}),
     "DELETE /api/v1/keys/{key_id}": ({}, None),
     "GET /health/live": ({}, None),
@@ -156,9 +159,12 @@ async def _settle(home: Path, transport: httpx.ASGITransport, first_key: str) ->
     for name in ("acme", "globex"):
         (await operator.http.post("/api/v1/tenants", json={"tenant_id": name, "plan": "standard"})).raise_for_status()
         made = await operator.http.post("/api/v1/keys", json={"name": "first", "role": "admin", "tenant_id": name})
+        made_project = await operator.http.post(f"/api/v1/tenants/{name}/projects", json={"project_id": f"{name}-web"})
+        made_project.raise_for_status()
         tenants.append(client(made.json()["key"]))
         tenants[-1].ids |= {
             "tenant_id": name,
+            "project_id": f"{name}-web",
             "key_id": made.json()["key_id"],
             "agent_id": "planner",
             "model": "planner",
