@@ -24,6 +24,7 @@ from cluster.agents.budget import Budget
 from cluster.clock import SystemClock
 from cluster.errors import SovereignError, StorageError, UnavailableError, from_problem
 from cluster.identity.ids import uuid7
+from cluster.identity.principal import Principal
 from cluster.limits.callers import Rate
 from cluster.limits.lease import Exchange, Holder
 from cluster.limits.lease_journal import LeaseJournal
@@ -185,9 +186,9 @@ class Leases:
         ]
         return {"accounts": accounts, "rates": self._rates.use(shown)}
 
-    def headers(self, tenant: str) -> dict[str, str]:
-        """Return the RateLimit headers (IETF draft) of a tenant: its rate, and what this process has left of it now."""
-        return self._rates.headers(tenant)
+    def headers(self, who: Principal) -> dict[str, str]:
+        """Return the RateLimit headers (IETF draft) of a caller: their rates, and what this process has left of each now."""
+        return self._rates.headers(who)
 
     async def aclose(self) -> None:
         """Give everything back; what is open is looked up by the limiter."""
@@ -214,7 +215,7 @@ class Leases:
         except BaseException:
             holder.settle(reservation.reservation_id, {})
             raise
-        if self._rates.low() or holder.low():
+        if self._rates.low(reservation.rates) or holder.low(reservation.amounts):
             self._wake.set()
         return True
 

@@ -143,7 +143,7 @@ class Edge:
 
     def _say_rate(self, response: Response, exchange: Exchange) -> None:
         if self.leases is not None and exchange.principal is not None:
-            response.headers.update(self.leases.headers(str(exchange.principal.tenant)))
+            response.headers.update(self.leases.headers(exchange.principal))
 
     async def body(self, request: Request, *, limit: int = 0, kind: str = JSON) -> bytes:
         """Return the request's bytes, within the bounds of the settings or `limit`; raises what `read_body` raises."""

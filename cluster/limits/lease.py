@@ -119,9 +119,11 @@ class Holder:
                 lease.returned += lease.room
                 lease.ending = True
 
-    def low(self) -> list[str]:
-        """Return the accounts that the next calls might find without room."""
-        return [name for name, lease in self.leases.items() if lease.drawn and lease.room < lease.drawn]
+    def low(self, names: Iterable[str] | None = None) -> list[str]:
+        """Return the accounts, of all or of these, that the next calls might find without room."""
+        leases = self.leases
+        wanted = leases if names is None else names
+        return [name for name in wanted if (lease := leases[name]).drawn and lease.room < lease.drawn]
 
     def ask(self, needs: Mapping[str, int], waiting: Mapping[str, int] = NOTHING, *, ahead: bool = True) -> Exchange | None:
         """Return the next message to the limiter: what changed, what the first call waits for (`needs`), what others might want.

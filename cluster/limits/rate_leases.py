@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.errors import FieldError
-from cluster.limits.callers import Rate
+from cluster.identity.principal import Principal
+from cluster.limits.callers import Rate, owners
 from cluster.limits.refusals import RateLimitedError, raises
 
 # So much more than was taken since the last time is asked for ahead.
@@ -60,9 +61,9 @@ class RateLeases:
             if name.endswith(".tokens"):
                 self._rates[name].level += max(0, amount - tokens)
 
-    def low(self) -> bool:
-        """Whether the next calls might find too little."""
-        return any(rate.taken and rate.level < rate.taken for rate in self._rates.values())
+    def low(self, rates: Mapping[str, int]) -> bool:
+        """Whether the next calls of this kind might find too little; it looks at no other's, of which there may be many."""
+        return any((rate := self._rates[name]).taken and rate.level < rate.taken for name in rates)
 
     def ask(self, waiting: Iterable[Mapping[str, int]]) -> dict[str, list[int]]:
         """Return what to ask the limiter for: by rate the least and the most that is of use, and how much a minute brings."""
@@ -85,16 +86,21 @@ class RateLeases:
             rate = self._rates[name]
             rate.level, rate.taken, rate.wait_us = rate.level + given, 0, wait_us
 
-    def headers(self, tenant: str) -> dict[str, str]:
-        """Return RateLimit-Policy and RateLimit of a tenant; empty where its plan has no rate or no call has asked for it."""
-        rate = self._rates.get(f"tenant.{tenant}.requests")
-        if rate is None:
-            return {}
-        wait_s = -(-rate.wait_us // 1_000_000)
-        return {
-            "ratelimit-policy": f'"requests";q={rate.per_minute};w=60',
-            "ratelimit": f'"requests";r={max(0, rate.level)};t={wait_s if rate.level < 1 else 0}',
-        }
+    def headers(self, who: Principal) -> dict[str, str]:
+        """Return RateLimit-Policy and RateLimit of a caller: an item for each of their tenant, project and key that has a rate.
+
+        Empty where none has, or no call has asked for it.
+        """
+        policies, left = [], []
+        for scope, name in (("", ""), *owners(who)):
+            account = f"{scope}.{who.tenant}.{name}" if scope else f"tenant.{who.tenant}"
+            rate = self._rates.get(f"{account}.requests")
+            if rate is not None:
+                label = f'"{scope}-requests"' if scope else '"requests"'
+                wait_s = -(-rate.wait_us // 1_000_000) if rate.level < 1 else 0
+                policies.append(f"{label};q={rate.per_minute};w=60")
+                left.append(f"{label};r={max(0, rate.level)};t={wait_s}")
+        return {"ratelimit-policy": ", ".join(policies), "ratelimit": ", ".join(left)} if policies else {}
 
     def use(self, shown: Callable[[str], bool]) -> list[dict[str, str | int]]:
         """Return the rates whose name is `shown`: how much a minute brings, and what of it this process has left."""

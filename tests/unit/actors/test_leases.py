@@ -13,7 +13,7 @@ import pytest
 
 from actors.invoker import Invocation
 from actors.leases import Reservation
-from cluster.agents.budget import Budget
+from cluster.agents.budget import MAX_BUDGET, Budget
 from cluster.clock import SystemClock
 from cluster.errors import UnavailableError
 from cluster.identity.ids import ProjectId, TenantId
@@ -24,8 +24,9 @@ from cluster.journal.usage_event import CallAdmitted, Outcome, UsageEvent, Usage
 from cluster.journal.writer import JournalWriter
 from cluster.limits.callers import NO_TERMS, CallerTerms, Rate, shown_to
 from cluster.limits.limiter import Limiter
+from cluster.limits.price_card import Price
 from cluster.limits.refusals import BudgetExceededError, RateLimitedError
-from cluster.limits.terms import Bound
+from cluster.limits.terms import Bound, Terms
 from cluster.limits.windows import Window
 from cluster.settings import Settings
 from tests.leasing import TENANT, Cluster
@@ -295,6 +296,9 @@ async def test_a_changed_budget_holds_without_a_restart_and_what_was_used_counts
     await cluster.restart_limiter()
     with pytest.raises(BudgetExceededError, match="300 of 400 tokens"):
         await cluster.process().reserve(replace(call(150), principal=MINE))
+    cluster.rules.callers.clear()
+    cluster.limiter._callers.clear()
+    assert await cluster.limiter._bound("key.default.3f9a.total.tokens") == MAX_BUDGET  # for who has not heard of it yet
     await say(NO_TERMS)
     await leases.reserve(replace(call(150), principal=MINE))
 
@@ -313,5 +317,17 @@ async def test_a_keys_rates_and_concurrency_are_its_own(cluster: Cluster) -> Non
     await leases.reserve(call(100))
     admin, other = leases.use(shown_to(WHO)), leases.use(shown_to(replace(many, scopes=frozenset())))
     assert [r["rate"] for r in admin["rates"]] == ["key.default.3f9a.requests"]
+    assert leases.headers(MINE)["ratelimit-policy"] == '"key-requests";q=1;w=60'
+    assert leases.headers(WHO) == {}
     assert other["rates"] == []
     assert {str(a["account"]) for a in other["accounts"]} >= {"key.default.many.now.calls"}
+
+
+async def test_a_rate_of_tokens_counts_where_no_budget_of_tokens_does(cluster: Cluster) -> None:
+    """Control: CallerTerms.units. A call takes its worst case of the rate, and gives back what it did not use."""
+    rate = Rate("key.default.3f9a", None, 12_000)
+    assert CallerTerms((), (rate,)).units == {"tokens"}
+    terms = Terms((), None, 12_000, Price(), 1, 0, 100, 0)
+    assert terms.at_most(1, 100, 1.0, conversation=False).tokens == 165
+    assert replace(terms, tokens_per_minute=None).at_most(1, 100, 1.0, conversation=False, units={"tokens"}).tokens == 165
+    assert not replace(terms, tokens_per_minute=None).at_most(1, 100, 1.0, conversation=False)
