@@ -1,0 +1,1 @@
+"""Tests that share one small cluster. A package, so that it ends with the last of them."""
